@@ -1,0 +1,78 @@
+"""What a user may set about clustering and selection."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Config(BaseModel):
+    """The base of every section: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    operational: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change how fast or where the work is done, never its result: they are no part of a fingerprint."""
+
+    def deciding(self) -> dict[str, object]:
+        """The settings that decide the result."""
+        dumped = self.model_dump(mode="json", exclude=set(self.operational))
+        for name in dumped:
+            value = getattr(self, name)
+            if isinstance(value, Config):
+                dumped[name] = value.deciding()
+        return dumped
+
+
+class ClusterConfig(Config):
+    """Hierarchical k-means over the embeddings of the pool."""
+
+    operational = frozenset({"workers"})
+
+    levels: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1000, 100), min_length=1)
+    """Clusters per level, finest first. A level is capped at the number of distinct items below it."""
+    resampling_steps: int = Field(default=10, ge=0)
+    """Refits of each level on equally many rows per cluster; 0 is plain hierarchical k-means."""
+    max_iterations: int = Field(default=50, ge=1)
+    """Lloyd iterations of one k-means at the most."""
+    normalize: bool = True
+    """Scale embeddings to unit length first, so that Euclidean distance orders like cosine similarity."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that share level 1; the result does not depend on it."""
+
+    @model_validator(mode="after")
+    def _levels_descend(self) -> "ClusterConfig":
+        if any(upper >= lower for lower, upper in zip(self.levels, self.levels[1:], strict=False)):
+            raise ValueError(f"levels must descend, finest first, for example [1000, 100]; found {list(self.levels)}")
+        return self
+
+
+class _Budgeted(Config):
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """Rows to select, as a share of the pool. Give this or `budget`."""
+    budget: int | None = Field(default=None, ge=1)
+    """Rows to select. Give this or `fraction`."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "_Budgeted":
+        if (self.fraction is None) == (self.budget is None):
+            raise ValueError("set exactly one of fraction and budget, for example fraction=0.5")
+        return self
+
+    def rows(self, pool: int) -> int:
+        """The budget for a pool of so many rows; at least one row."""
+        return self.budget if self.budget is not None else max(1, round(pool * (self.fraction or 1)))
+
+
+class BalancedConfig(_Budgeted):
+    """Hierarchical balanced sampling: the budget spread evenly over clusters, from the coarsest level down."""
+
+    strategy: Literal["balanced"] = "balanced"
+
+
+class RandomConfig(_Budgeted):
+    """Uniform sampling: the control."""
+
+    strategy: Literal["random"] = "random"
+
+
+SelectConfig = Annotated[BalancedConfig | RandomConfig, Field(discriminator="strategy")]

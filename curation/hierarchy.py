@@ -1,0 +1,147 @@
+"""Hierarchical k-means with resampling: level 1 clusters the rows, level t the centroids of level t - 1.
+
+Vo et al., "Automatic Data Curation for Self-Supervised Learning: A Clustering-Based Approach", TMLR 2024. Plain k-means
+puts centroids where rows are dense. Clustering the centroids again, and refitting each level on the same number of rows
+from every cluster (resampling), moves them towards an even cover of the space the rows occupy.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from curation import rng
+from curation.collectives import Alone, Collectives
+from curation.errors import ConfigError
+from curation.kmeans import KMeansResult, kmeans
+from curation.source import ArraySource, EmbeddingSource, Subset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One level: K clusters over the M items below it (rows for level 1, the clusters of the level below otherwise)."""
+
+    centroids: np.ndarray
+    """(K, D) float32."""
+    assignment: np.ndarray
+    """(M,) int32: the cluster of each item below."""
+    squared_distance: np.ndarray
+    """(M,) float32: squared Euclidean distance to its centroid."""
+    sizes: np.ndarray
+    """(K,) int64: how many rows, not items, lie under each cluster."""
+
+    @property
+    def num_clusters(self) -> int:
+        return len(self.centroids)
+
+    def children(self) -> tuple[np.ndarray, np.ndarray]:
+        """Items grouped by cluster as CSR: offsets (K + 1,) and ids (M,), nearest to the centroid first."""
+        ids = np.lexsort((self.squared_distance, self.assignment))
+        counts = np.bincount(self.assignment, minlength=self.num_clusters)
+        return np.concatenate([[0], np.cumsum(counts)]), ids
+
+
+@dataclass(frozen=True)
+class ClusterHierarchy:
+    """Levels from the rows upwards."""
+
+    levels: tuple[Level, ...]
+
+    def labels(self, level: int) -> np.ndarray:
+        """(N,) int32: the cluster of every row at `level`, counted from 1 as in the paper."""
+        labels = self.levels[0].assignment
+        for upper in self.levels[1:level]:
+            labels = upper.assignment[labels]
+        return labels
+
+
+def hierarchical_kmeans(
+    source: EmbeddingSource,
+    num_clusters: Sequence[int],
+    *,
+    stream: int,
+    resampling_steps: int = 10,
+    max_iterations: int = 50,
+    collectives: Collectives | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> ClusterHierarchy:
+    """Build one level for each entry of `num_clusters`, which must descend.
+
+    A level with fewer distinct items than asked gets as many clusters as there are, and a level that would not shrink the
+    one below is left out, so the result may be smaller than asked. `on_step` hears what is about to happen.
+    """
+    if any(upper >= lower for lower, upper in zip(num_clusters, num_clusters[1:], strict=False)):
+        raise ConfigError(
+            f"cluster.levels must descend, each level coarser than the one below; found {list(num_clusters)}."
+        )
+    workers = collectives or Alone()
+    levels: list[Level] = []
+    items: EmbeddingSource = source
+    for depth, num in enumerate(num_clusters, start=1):
+        if levels and num >= levels[-1].num_clusters:
+            continue
+        result = _resampled_kmeans(
+            items,
+            num,
+            stream=rng.key(stream, "level", depth),
+            resampling_steps=resampling_steps,
+            max_iterations=max_iterations,
+            # Centroids fit in memory everywhere: above level 1 every worker does the same work alone.
+            workers=workers if depth == 1 else Alone(),
+            on_step=lambda text, depth=depth: on_step(f"level {depth} of {len(num_clusters)}: {text}"),
+        )
+        below = levels[-1].sizes if levels else None
+        rows = np.bincount(result.assignment, weights=below, minlength=len(result.centroids)).astype(np.int64)
+        levels.append(
+            Level(
+                centroids=result.centroids,
+                assignment=result.assignment,
+                squared_distance=result.squared_distance,
+                sizes=rows,
+            )
+        )
+        items = ArraySource(result.centroids)
+    return ClusterHierarchy(tuple(levels))
+
+
+def _resampled_kmeans(
+    items: EmbeddingSource,
+    num_clusters: int,
+    *,
+    stream: int,
+    resampling_steps: int,
+    max_iterations: int,
+    workers: Collectives,
+    on_step: Callable[[str], None],
+) -> KMeansResult:
+    """k-means, then `resampling_steps` times: refit on the closest rows of every cluster and assign all rows anew."""
+    on_step(f"k-means, {num_clusters:,} clusters of {items.num_rows:,} rows")
+    whole = kmeans(
+        items, num_clusters, stream=rng.key(stream, 0), max_iterations=max_iterations, collectives=workers
+    )
+    for step in range(1, resampling_steps + 1):
+        # About half the mean cluster size, as the authors advise; below two a refit would only repeat the centroids.
+        closest = items.num_rows // (2 * len(whole.centroids))
+        if closest < 2:
+            break
+        on_step(f"resampling step {step} of {resampling_steps}")
+        kept = np.sort(closest_rows(whole, closest))
+        fitted = kmeans(
+            Subset(items, kept),
+            num_clusters,
+            stream=rng.key(stream, step),
+            max_iterations=max_iterations,
+            collectives=workers,
+        )
+        whole = kmeans(
+            items, num_clusters, stream=stream, max_iterations=0, initial=fitted.centroids, collectives=workers
+        )
+    return whole
+
+
+def closest_rows(result: KMeansResult, per_cluster: int) -> np.ndarray:
+    """Indices of the `per_cluster` rows nearest to each centroid (all of a smaller cluster), cluster by cluster."""
+    ids = np.lexsort((result.squared_distance, result.assignment))
+    first = np.concatenate([[0], np.cumsum(result.sizes)[:-1]])
+    place = np.arange(len(ids)) - np.repeat(first, result.sizes)
+    return ids[place < per_cluster]

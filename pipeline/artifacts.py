@@ -1,0 +1,90 @@
+"""Artifacts: a directory of parts that is complete when its manifest is there."""
+
+import hashlib
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from curation.errors import DataError
+from curation.files import write_atomic
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Record):
+    """One file of an artifact."""
+
+    path: str
+    """Relative to the artifact's directory."""
+    num_rows: int
+    num_bytes: int
+    digest: str
+    """blake2b-128 of the bytes."""
+
+    @classmethod
+    def of(cls, directory: Path, path: str, num_rows: int) -> "Part":
+        """Describe a file that has been written."""
+        with (directory / path).open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return cls(path=path, num_rows=num_rows, num_bytes=(directory / path).stat().st_size, digest=digest)
+
+
+class Manifest(_Record):
+    """What an artifact is and what it was made from. Written last; equal for equal work, so it holds no times."""
+
+    kind: str
+    schema_version: int = SCHEMA_VERSION
+    fingerprint: str
+    """Of the kind, the schema version, the settings and the parents' fingerprints."""
+    settings: dict[str, Any]
+    """Exactly the settings that decide the content."""
+    parents: dict[str, str]
+    """Fingerprints of the artifacts it was made from, by role."""
+    parts: tuple[Part, ...] = ()
+    statistics: dict[str, Any] = {}
+    provenance: dict[str, str] = {}
+    """Versions of the software that made it."""
+
+    def write(self, directory: Path) -> None:
+        write_atomic(directory / MANIFEST, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """Raises DataError if the artifact is missing, unfinished or not ours."""
+        path = directory / MANIFEST
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            state = "is not finished: it has no manifest.json" if directory.is_dir() else "does not exist"
+            raise DataError(f"{directory} {state}. Run the stage that makes it first.") from None
+        except (ValidationError, OSError) as error:
+            raise DataError(f"{path} is not a manifest of this program: {error}") from error
+
+
+def read_kind(directory: Path, *kinds: str) -> Manifest:
+    """The manifest in `directory`, which must be of one of `kinds`."""
+    manifest = Manifest.read(directory)
+    if manifest.kind not in kinds:
+        raise DataError(f"{directory} holds {manifest.kind}; {' or '.join(kinds)} is needed here.")
+    return manifest
+
+
+def fingerprint(kind: str, settings: dict[str, Any], parents: dict[str, str]) -> str:
+    """The identity of an artifact: equal if and only if it was asked for in the same way."""
+    text = json.dumps([kind, SCHEMA_VERSION, settings, parents], sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+@cache
+def software() -> dict[str, str]:
+    """Versions that may change a result in its last bits."""
+    return {name: version(name) for name in ("windrow", "numpy", "pyarrow", "torch", "timm")}

@@ -1,0 +1,92 @@
+"""What a run says while it works: bars on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+_LINE_EVERY_S = 10.0
+
+
+class Console:
+    """Reports stages and progress on standard error. `quiet` says nothing at all."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._rich = RichConsole(stderr=True, highlight=False, quiet=quiet)
+        self._is_terminal = self._rich.is_terminal
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if self._is_terminal:
+            self._rich.print(text, markup=False)
+        else:
+            self._rich.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Say that a stage begins and, if it ends well, how long it took."""
+        began = time.perf_counter()
+        self.say(f"{name} …")
+        yield
+        self.say(f"{name}: done in {duration(time.perf_counter() - began)}")
+
+    @contextmanager
+    def progress(self, label: str, total: int, unit: str, done: int = 0) -> Iterator["Meter"]:
+        """A meter for work of `total` units, `done` of which were finished by an earlier run."""
+        if self._is_terminal:
+            columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+            with Progress(*columns, console=self._rich, transient=True) as bars:
+                task = bars.add_task(label, total=total, completed=done, state="")
+                yield Meter(self, label, total, unit, done, (bars, task))
+        else:
+            yield Meter(self, label, total, unit, done, None)
+
+
+class Meter:
+    """Counts finished work; knows the rate and the time left."""
+
+    def __init__(
+        self, console: Console, label: str, total: int, unit: str, done: int, bar: tuple[Progress, TaskID] | None
+    ) -> None:
+        self._console, self._label, self._total, self._unit, self._bar = console, label, total, unit, bar
+        self._began = time.perf_counter()
+        self._began_at = self._done = done
+        self._said = self._began
+
+    def advance(self, amount: int, note: str = "", rate: float | None = None, rate_unit: str = "") -> None:
+        """`amount` more units are done. `note` is shown beside; `rate` replaces the measured units a second."""
+        self._done += amount
+        now = time.perf_counter()
+        pace = (self._done - self._began_at) / max(now - self._began, 1e-9)
+        left = (self._total - self._done) / pace if pace > 0 else float("inf")
+        shown = f"{rate:,.0f} {rate_unit}/s" if rate is not None else f"{pace:,.0f} {self._unit}/s"
+        state = f"{self._done:,}/{self._total:,} {self._unit}, {shown}, {duration(left)} left"
+        state += f", {note}" if note else ""
+        if self._bar:
+            bars, task = self._bar
+            bars.update(task, completed=self._done, state=state)
+        elif now - self._said > _LINE_EVERY_S and self._done < self._total:
+            self._said = now
+            self._console.say(f"  {self._label}: {state}")
+
+
+def duration(seconds: float) -> str:
+    """For people: 4 s, 3 min 20 s, 5 h 12 min."""
+    if seconds == float("inf"):
+        return "unknown time"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{minutes} min {rest:02d} s" if hours == 0 else f"{hours} h {minutes_left:02d} min"
+
+
+def fail(message: str) -> None:
+    """A user's mistake, on standard error."""
+    RichConsole(stderr=True, highlight=False).print(f"windrow: {message}", markup=False, soft_wrap=True)
+    sys.stderr.flush()

@@ -1,0 +1,81 @@
+"""The quickstart's raw heap: scikit-learn's handwritten digits as a folder of files, the way heaps are."""
+
+import io
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.artifacts import Part
+from pipeline.config import DigitsConfig
+from pipeline.sources import long_tail_counts
+from pipeline.stage import Made, Work
+
+FOLDER = "files"
+_SIDE = 32
+
+
+@dataclass(frozen=True)
+class WriteDigits:
+    """Write the digits as PNG files under `files/train/<digit>` and `files/test/<digit>`.
+
+    Every fourth image is for testing. The training classes are thinned to a long tail; then some files are copied, cut
+    short, emptied or shrunk.
+    """
+
+    config: DigitsConfig
+    kind = "raw images"
+
+    def settings(self) -> dict[str, Any]:
+        return self.config.deciding()
+
+    def make(self, work: Work) -> Made:
+        from sklearn.datasets import load_digits
+
+        root = work.out / FOLDER
+        shutil.rmtree(root, ignore_errors=True)
+        digits = load_digits()
+        is_test = np.arange(len(digits.target)) % 4 == 3
+        keep = long_tail_counts(np.bincount(digits.target[~is_test]), self.config.long_tail)
+        written: list[str] = []
+
+        def write(path: str, content: bytes) -> None:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(content)
+            written.append(path)
+
+        seen = np.zeros(10, dtype=np.int64)
+        for index, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+            if is_test[index]:
+                write(f"test/{digit}/{index:04d}.png", _png(image, _SIDE))
+            elif seen[digit] < keep[digit]:
+                content = _png(image, _SIDE)
+                write(f"train/{digit}/{index:04d}.png", content)
+                if seen[digit] % 10 == 3:
+                    write(f"train/{digit}/{index:04d} (copy).png", content)
+                if seen[digit] % 40 == 7:
+                    write(f"train/{digit}/{index:04d}.part.png", content[: len(content) // 2])
+                if seen[digit] % 60 == 11:
+                    write(f"train/{digit}/{index:04d}.empty.png", b"")
+                if seen[digit] % 60 == 23:
+                    write(f"train/{digit}/{index:04d}.thumbnail.png", _png(image, 8))
+                seen[digit] += 1
+        parts = [Part.of(work.out, f"{FOLDER}/{path}", 1) for path in written]
+        return Made(parts, {"files": len(written)})
+
+
+def _png(image: np.ndarray, side: int) -> bytes:
+    """An 8 x 8 array with values 0 to 16 as black ink on white."""
+    from PIL import Image
+
+    paper = Image.fromarray((255 - image * 255 / 16).astype(np.uint8))
+    buffer = io.BytesIO()
+    paper.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def folder(directory: Path) -> Path:
+    """Where the files of a finished artifact are."""
+    return directory / FOLDER

@@ -1,0 +1,179 @@
+"""Ray: the user's cluster where RAY_ADDRESS names one, else an embedded one that lives as long as this process."""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from curation.errors import UserError
+from pipeline.console import Console
+
+T = TypeVar("T")
+_PACKAGES = ("curation", "trainers", "pipeline", "launch", "configs")
+_OBJECT_STORE_BYTES = 256 * 2**20  # arrays travel as files; Ray only carries small messages
+
+
+class Runtime:
+    """Runs functions elsewhere. Connects when first asked to; use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._connected = False
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connected:
+            import ray
+
+            ray.shutdown()
+
+    def _ray(self) -> Any:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        if not self._connected:
+            address = os.environ.get("RAY_ADDRESS")
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if address:
+                import importlib
+
+                modules = [os.path.dirname(importlib.import_module(name).__file__ or "") for name in _PACKAGES]
+                options |= {"address": address, "runtime_env": {"py_modules": modules}}
+            else:
+                options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+            try:
+                ray.init(**options)
+            except ConnectionError as error:
+                raise UserError(
+                    f"No Ray cluster answers at RAY_ADDRESS={address!r}: {error} "
+                    "Start it, correct the address, or unset RAY_ADDRESS to use this machine alone."
+                ) from error
+            self._connected = True
+        return ray
+
+    def resources(self) -> dict[str, float]:
+        """What the cluster has: CPU, GPU, memory, …"""
+        found: dict[str, float] = self._ray().cluster_resources()
+        return found
+
+    def map(
+        self,
+        function: Callable[..., object],
+        calls: Sequence[tuple[object, ...]],
+        *,
+        weights: Sequence[int],
+        done: int,
+        label: str,
+        unit: str,
+        gpu: bool,
+    ) -> None:
+        """Call `function(*call)` for each of `calls`, as many at once as there are CPUs (or GPUs).
+
+        A call whose process dies is repeated three times; an error of the function's own ends the work. `weights` says how
+        many units each call is worth and `done` how many were finished before.
+        """
+        if not calls:
+            return
+        ray = self._ray()
+        resources = self.resources()
+        on_gpu = gpu and resources.get("GPU", 0) > 0
+        slots = int(resources["GPU"] if on_gpu else resources["CPU"])
+        remote = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=3)(function)
+        waiting = deque(zip(calls, weights, strict=True))
+        running: dict[Any, int] = {}
+        with self.console.progress(label, done + sum(weights), unit, done) as meter:
+            while waiting or running:
+                while waiting and len(running) < 2 * slots:
+                    call, weight = waiting.popleft()
+                    running[remote.remote(*call)] = weight
+                ready, _ = ray.wait(list(running), num_returns=1)
+                _get(ray, ready[0])
+                meter.advance(running.pop(ready[0]))
+
+    def call(self, function: Callable[..., T], *args: object) -> T:
+        """Call `function(*args)` once, with all CPUs of a machine to itself."""
+        ray = self._ray()
+        cpus = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+        result: T = _get(ray, ray.remote(num_cpus=cpus, max_retries=3)(function).remote(*args))
+        return result
+
+    def ranks(
+        self, function: Callable[..., Iterator[T]], num_ranks: int, *args: object, gpu: bool
+    ) -> Iterator[T]:
+        """Run the generator `function(*args)` on each of `num_ranks` processes of one torch process group.
+
+        Yields what rank 0 yields. If one rank fails, all end and its error is raised.
+        """
+        ray = self._ray()
+        resources = self.resources()
+        on_gpu = gpu and resources.get("GPU", 0) >= num_ranks
+        share = min(1.0, resources["CPU"] / num_ranks)
+        actor = ray.remote(num_cpus=share, num_gpus=1 if on_gpu else 0)(_Rank)
+        actors = [actor.remote() for _ in range(num_ranks)]
+        try:
+            address = _get(ray, actors[0].address.remote())
+            streams = [
+                a.run.options(num_returns="streaming").remote(rank, num_ranks, address, on_gpu, function, args)
+                for rank, a in enumerate(actors)
+            ]
+            open_streams = list(streams)
+            while open_streams:
+                # Any rank may be the one that fails: listen to all.
+                ready, _ = ray.wait(open_streams, num_returns=1)
+                try:
+                    value = _get(ray, next(ready[0]))
+                except StopIteration:
+                    open_streams.remove(ready[0])
+                    continue
+                if ready[0] is streams[0]:
+                    yield value
+        finally:
+            for a in actors:
+                ray.kill(a)
+
+
+class _Rank:
+    """One process of a torch process group."""
+
+    def address(self) -> str:
+        """Where rank 0 will listen."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind((host, 0))
+            return f"tcp://{host}:{free.getsockname()[1]}"
+
+    def run(
+        self,
+        rank: int,
+        num_ranks: int,
+        address: str,
+        on_gpu: bool,
+        function: Callable[..., Iterator[object]],
+        args: tuple[object, ...],
+    ) -> Iterator[object]:
+        import torch.distributed as dist
+
+        if num_ranks > 1:
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo", init_method=address, rank=rank, world_size=num_ranks
+            )
+        yield from function(*args)
+        if num_ranks > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def _get(ray: Any, reference: Any) -> Any:
+    """The value behind a Ray reference; a user's mistake made elsewhere arrives as what it was."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise

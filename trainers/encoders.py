@@ -1,0 +1,122 @@
+"""Encoders: from uint8 images to one feature vector each, and the directory they are saved to."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from curation.errors import ConfigError, DataError
+from curation.files import write_atomic
+from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, VitConfig
+from trainers.vit import VisionTransformer
+
+WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
+
+
+class PixelPCA(nn.Module):
+    """Principal components of the pixels, fitted once, linear."""
+
+    offset: Tensor
+    components: Tensor
+
+    def __init__(self, inputs: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.zeros(inputs))
+        self.register_buffer("components", torch.zeros(dim, inputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) to (B, D)."""
+        return F.linear(images.flatten(1) - self.offset, self.components)
+
+    @classmethod
+    def fit(cls, images: Tensor, dim: int) -> "PixelPCA":
+        """Fit to normalised images (N, 3, S, S); fewer components if there are fewer pixels or images than `dim`."""
+        flat = images.flatten(1).double()
+        offset = flat.mean(0)
+        centred = flat - offset
+        vectors = torch.linalg.svd(centred, full_matrices=False)[2][:dim]
+        # The sign of a singular vector is arbitrary; fix it so that every machine agrees.
+        vectors = vectors * vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
+        pca = cls(flat.shape[1], len(vectors))
+        pca.offset.copy_(offset)
+        pca.components.copy_(vectors)
+        return pca
+
+
+class Encoder(nn.Module):
+    """A backbone with the input it was made for: normalises uint8 images and returns features."""
+
+    def __init__(self, config: PixelsConfig | VitConfig | TimmConfig, backbone: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) uint8 to features (B, D) float32."""
+        return self.backbone(normalize(images)).float()
+
+    def save(self, directory: Path) -> None:
+        """Write `encoder.safetensors` (keys as timm names them) and `encoder.json`."""
+        state = {name: value.detach().cpu().contiguous() for name, value in self.backbone.state_dict().items()}
+        write_atomic(directory / WEIGHTS, save(state))
+        write_atomic(directory / DESCRIPTION, json.dumps(self.config.model_dump(mode="json"), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> "Encoder":
+        """Read what `save` wrote. Raises DataError if it is missing or does not fit together."""
+        try:
+            text = (directory / DESCRIPTION).read_text()
+            config: EncoderConfig = TypeAdapter(EncoderConfig).validate_json(text)
+            state = load_file(directory / WEIGHTS)
+            if isinstance(config, PixelsConfig):
+                dim, inputs = state["components"].shape
+                backbone: nn.Module = PixelPCA(inputs, dim)
+            else:
+                if isinstance(config, TimmConfig):  # the weights are here: nothing to download
+                    config = config.model_copy(update={"pretrained": False})
+                backbone = build_backbone(config)
+            backbone.load_state_dict(state)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise DataError(
+                f"{directory} holds no usable encoder: expected {DESCRIPTION} and {WEIGHTS} that fit together. "
+                f"Point at the output of `windrow train` or `windrow embed`. ({error})"
+            ) from error
+        return cls(config, backbone).eval()
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 or [0, 1] float images to about [-1, 1]."""
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    return scaled * 2 - 1
+
+
+def build_backbone(config: VitConfig | TimmConfig) -> nn.Module:
+    """A network from images (B, 3, S, S) of any crop size to features (B, D), with `num_features` = D."""
+    if isinstance(config, VitConfig):
+        return VisionTransformer(config)
+    import timm
+
+    if not timm.is_model(config.model):
+        close = ", ".join(timm.list_models(f"*{config.model.split('_')[0]}*")[:5])
+        raise ConfigError(
+            f"timm has no model named {config.model!r}. "
+            + (f"Some that look like it: {close}. " if close else "")
+            + "`python -c 'import timm; print(timm.list_models())'` lists all."
+        )
+    options: dict[str, object] = {"num_classes": 0, "pretrained": config.pretrained}
+    if timm.models.is_model_in_modules(config.model, {"vision_transformer", "deit", "eva"}):
+        options |= {"img_size": config.image_size, "dynamic_img_size": True}
+    return timm.create_model(config.model, **options)
+
+
+def build_encoder(config: PixelsConfig | VitConfig | TimmConfig, sample: np.ndarray) -> Encoder:
+    """An encoder before any training of ours; `sample` (N, 3, S, S) uint8 is what pixel components are fitted to."""
+    if isinstance(config, PixelsConfig):
+        return Encoder(config, PixelPCA.fit(normalize(torch.from_numpy(sample)), config.dim)).eval()
+    return Encoder(config, build_backbone(config)).eval()
