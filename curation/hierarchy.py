@@ -5,7 +5,7 @@ puts centroids where rows are dense. Clustering the centroids again, and refitti
 from every cluster (resampling), moves them towards an even cover of the space the rows occupy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,24 +62,26 @@ def hierarchical_kmeans(
     stream: int,
     resampling_steps: int = 10,
     max_iterations: int = 50,
+    done: Sequence[Level] = (),
     collectives: Collectives | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
-) -> ClusterHierarchy:
-    """Build one level for each entry of `num_clusters`, which must descend.
+) -> Iterator[Level]:
+    """Yield one level after another, finest first, for `num_clusters`, which must descend.
 
     A level with fewer distinct items than asked gets as many clusters as there are, and a level that would not shrink the
-    one below is left out, so the result may be smaller than asked. `on_step` hears what is about to happen.
+    one below is left out, so there may be fewer levels than asked. `done` are the levels an earlier call yielded; only those
+    that follow are made.
     """
     if any(upper >= lower for lower, upper in zip(num_clusters, num_clusters[1:], strict=False)):
-        raise ConfigError(
-            f"cluster.levels must descend, each level coarser than the one below; found {list(num_clusters)}."
-        )
-    workers = collectives or Alone()
-    levels: list[Level] = []
-    items: EmbeddingSource = source
+        raise ConfigError(f"Levels must descend, each coarser than the one below; found {list(num_clusters)}.")
+    levels = list(done)
+    made = 0
     for depth, num in enumerate(num_clusters, start=1):
-        if levels and num >= levels[-1].num_clusters:
+        if made and num >= levels[made - 1].num_clusters:
             continue
+        made += 1
+        if made <= len(done):
+            continue
+        items = ArraySource(levels[-1].centroids) if levels else source
         result = _resampled_kmeans(
             items,
             num,
@@ -87,8 +89,7 @@ def hierarchical_kmeans(
             resampling_steps=resampling_steps,
             max_iterations=max_iterations,
             # Centroids fit in memory everywhere: above level 1 every worker does the same work alone.
-            workers=workers if depth == 1 else Alone(),
-            on_step=lambda text, depth=depth: on_step(f"level {depth} of {len(num_clusters)}: {text}"),
+            workers=(collectives or Alone()) if made == 1 else Alone(),
         )
         below = levels[-1].sizes if levels else None
         rows = np.bincount(result.assignment, weights=below, minlength=len(result.centroids)).astype(np.int64)
@@ -100,8 +101,7 @@ def hierarchical_kmeans(
                 sizes=rows,
             )
         )
-        items = ArraySource(result.centroids)
-    return ClusterHierarchy(tuple(levels))
+        yield levels[-1]
 
 
 def _resampled_kmeans(
@@ -112,10 +112,8 @@ def _resampled_kmeans(
     resampling_steps: int,
     max_iterations: int,
     workers: Collectives,
-    on_step: Callable[[str], None],
 ) -> KMeansResult:
     """k-means, then `resampling_steps` times: refit on the closest rows of every cluster and assign all rows anew."""
-    on_step(f"k-means, {num_clusters:,} clusters of {items.num_rows:,} rows")
     whole = kmeans(
         items, num_clusters, stream=rng.key(stream, 0), max_iterations=max_iterations, collectives=workers
     )
@@ -124,7 +122,6 @@ def _resampled_kmeans(
         closest = items.num_rows // (2 * len(whole.centroids))
         if closest < 2:
             break
-        on_step(f"resampling step {step} of {resampling_steps}")
         kept = np.sort(closest_rows(whole, closest))
         fitted = kmeans(
             Subset(items, kept),

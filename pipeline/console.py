@@ -52,23 +52,29 @@ class Meter:
         self, console: Console, label: str, total: int, unit: str, done: int, bar: tuple[Progress, TaskID] | None
     ) -> None:
         self._console, self._label, self._total, self._unit, self._bar = console, label, total, unit, bar
-        self._began = time.perf_counter()
-        self._began_at = self._done = done
-        self._said = self._began
+        self._began = self._said = time.perf_counter()
+        # Where an earlier run stopped; unknown before the first report if there is no total yet.
+        self._began_at: int | None = done if total else None
+        self._done = done
 
-    def advance(self, amount: int, note: str = "", rate: float | None = None, rate_unit: str = "") -> None:
-        """`amount` more units are done. `note` is shown beside; `rate` replaces the measured units a second."""
-        self._done += amount
+    def advance(self, amount: int) -> None:
+        """`amount` more units are done."""
+        self.move(self._done + amount, self._total)
+
+    def move(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` units are done; `note` is shown beside the rate."""
+        if self._began_at is None:
+            self._began_at = done
+        self._done, self._total = done, total
         now = time.perf_counter()
-        pace = (self._done - self._began_at) / max(now - self._began, 1e-9)
-        left = (self._total - self._done) / pace if pace > 0 else float("inf")
-        shown = f"{rate:,.0f} {rate_unit}/s" if rate is not None else f"{pace:,.0f} {self._unit}/s"
-        state = f"{self._done:,}/{self._total:,} {self._unit}, {shown}, {duration(left)} left"
-        state += f", {note}" if note else ""
+        pace = (done - self._began_at) / max(now - self._began, 1e-9)
+        left = (total - done) / pace if pace > 0 else float("inf")
+        shown = note or f"{pace:,.0f} {self._unit}/s"
+        state = f"{done:,}/{total:,} {self._unit}, {shown}, {duration(left)} left"
         if self._bar:
             bars, task = self._bar
-            bars.update(task, completed=self._done, state=state)
-        elif now - self._said > _LINE_EVERY_S and self._done < self._total:
+            bars.update(task, completed=done, total=total, state=state)
+        elif now - self._said > _LINE_EVERY_S and done < total:
             self._said = now
             self._console.say(f"  {self._label}: {state}")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from curation import rng
 from curation.errors import DataError
 from trainers import views
 from trainers.config import ViewsConfig
-from trainers.images import decode
+from trainers.images import decode, to_square
 
 
 @dataclass(frozen=True)
@@ -43,26 +44,36 @@ class SampleList:
     def read(cls, path: Path, shard_directory: Path) -> "SampleList":
         """Read a training list, a Parquet file with columns row_id, shard, offset, size and optionally repeats."""
         try:
-            names = pq.read_schema(path).names
-            wanted = ["row_id", "shard", "offset", "size"]
-            if missing := [name for name in wanted if name not in names]:
-                raise DataError(f"{path} lacks the columns {missing}; found {names}.")
-            table = pq.read_table(path, columns=[*wanted, *({"repeats"} & set(names))])
-        except OSError as error:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} is no readable Parquet file: {error}") from error
+        wanted = ["row_id", "shard", "offset", "size"]
+        if missing := [name for name in wanted if name not in table.column_names]:
+            raise DataError(f"{path} lacks the columns {missing}; found {table.column_names}.")
+        return cls.of(table, shard_directory)
+
+    @classmethod
+    def of(cls, table: pa.Table, shard_directory: Path) -> "SampleList":
+        """From columns row_id, shard, offset, size and optionally repeats; `shard` is relative to the directory."""
         shards = table["shard"].combine_chunks().dictionary_encode()
-        num_rows = table.num_rows
+        repeats = "repeats" in table.column_names
         return cls(
             shards=tuple(shard_directory / name for name in shards.dictionary.to_pylist()),
             shard=shards.indices.to_numpy(zero_copy_only=False).astype(np.int32),
             offset=table["offset"].to_numpy(),
             size=table["size"].to_numpy(),
             row_id=table["row_id"].to_numpy(),
-            repeats=table["repeats"].to_numpy() if "repeats" in names else np.ones(num_rows, dtype=np.int32),
+            repeats=table["repeats"].to_numpy() if repeats else np.ones(table.num_rows, dtype=np.int32),
         )
 
     def __len__(self) -> int:
         return len(self.row_id)
+
+    def squares(self, indices: np.ndarray, size: int) -> np.ndarray:
+        """Samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8. Held in memory: for batches."""
+        with ThreadPoolExecutor(2) as pool:
+            images = pool.map(lambda index: to_square(self.image(int(index)), size).numpy(), indices)
+            return np.stack(list(images)) if len(indices) else np.empty((0, 3, size, size), dtype=np.uint8)
 
     def image(self, index: int) -> np.ndarray:
         """Read and decode one sample: (H, W, 3) uint8."""

@@ -1,0 +1,1 @@
+"""How a run is asked for: the command line (`cli`), the configuration file (`config`), provenance and the doctor."""

@@ -1,0 +1,245 @@
+"""The command line. Heavy imports wait inside the verbs, so that help is instant."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.stage import Stage
+
+SETTINGS = "Settings as key=value, for example train.epochs=10. Values are YAML."
+
+app = typer.Typer(
+    name="windrow",
+    help="From a heap of raw images to a curated dataset and a pretrained encoder, in rounds.\n\n"
+    "Start with `windrow run quickstart`. A run is a directory; the same command continues it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a recipe.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=SETTINGS)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Samples = Annotated[Path, typer.Argument(metavar="SAMPLES", help="What `windrow shard` wrote.")]
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    settings: Settings = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Set work for other settings aside and make it again.")] = False,
+) -> None:
+    """Run the whole loop, or what is missing of it.
+
+    windrow run quickstart
+    windrow run cifar10 source.path=~/cifar10 rounds=3
+    windrow run runs/cifar10/config.yaml
+    """
+    from launch import provenance
+    from launch.config import load_run, save_run
+    from pipeline import report as report_page
+    from pipeline.console import Console
+    from pipeline.lock import locked
+    from pipeline.rounds import run as run_rounds
+    from pipeline.runtime import Runtime
+
+    loaded = load_run(config, settings or [])
+    console = Console()
+    save_run(loaded)
+    with locked(loaded.run_dir), Runtime(console) as runtime:
+        provenance.record(loaded.run_dir)
+        run_rounds(loaded, runtime, redo=redo)
+        page = report_page.write(loaded.run_dir)
+    console.say(f"The report is at {page}")
+
+
+@app.command()
+def plan(config: ConfigArgument, settings: Settings = None) -> None:
+    """Tell what a run would do: stages, samples, parts, bytes, FLOPs, and an estimate of the time. Runs nothing."""
+    from launch.config import load_run
+    from pipeline.plan import show
+
+    show(load_run(config, settings or []))
+
+
+@app.command()
+def status(run_dir: RunArgument) -> None:
+    """Show how far a run is."""
+    from launch.config import load_run
+    from pipeline.plan import show_status
+
+    show_status(load_run(str(_config_of(run_dir))))
+
+
+@app.command()
+def report(run_dir: RunArgument) -> None:
+    """Write RUN/report.html anew from what is finished so far."""
+    from pipeline.report import write
+
+    _config_of(run_dir)
+    typer.echo(write(run_dir))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: Python, libraries, accelerators, memory, disk, Ray."""
+    from launch.doctor import examine
+
+    raise typer.Exit(examine())
+
+
+@app.command()
+def shard(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of images, a tar, or a folder of tars.")],
+    out: Out,
+    settings: Settings = None,
+) -> None:
+    """Images to WebDataset shards and the index of their samples. Settings: those of the section `shard`."""
+    from launch.config import check, parse_overrides
+    from pipeline.config import ImagesConfig, ShardConfig
+    from pipeline.shard import Shard
+
+    config = check(ShardConfig, parse_overrides(settings or []), of="shard")
+    _run_stage(Shard(config, ImagesConfig(path=source.expanduser().absolute())), out, {})
+
+
+@app.command()
+def embed(
+    samples: Samples,
+    out: Out,
+    settings: Settings = None,
+    encoder: Annotated[Path | None, typer.Option(help="What `windrow train` wrote; else encoder.* settings.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Shards to embeddings. Settings: those of the section `embed`, for example encoder.type=timm encoder.model=resnet18."""
+    from launch.config import check, parse_overrides
+    from pipeline.config import EmbedConfig
+    from pipeline.embed import Embed
+
+    config = check(EmbedConfig, parse_overrides(settings or []), of="embed")
+    inputs = {"samples": samples} | ({"encoder": encoder} if encoder else {})
+    _run_stage(Embed(config, seed, has_encoder=encoder is not None), out, inputs)
+
+
+@app.command()
+def cluster(
+    embeddings: Annotated[Path, typer.Argument(metavar="EMBEDDINGS", help="What `windrow embed` wrote.")],
+    out: Out,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Embeddings to a hierarchy of clusters. Settings: those of the section `cluster`, for example levels=[1000,100]."""
+    from curation.config import ClusterConfig
+    from launch.config import check, parse_overrides
+    from pipeline.cluster import Cluster
+
+    config = check(ClusterConfig, parse_overrides(settings or []), of="cluster")
+    _run_stage(Cluster(config, seed), out, {"embeddings": embeddings})
+
+
+@app.command()
+def select(
+    samples: Samples,
+    clusters: Annotated[Path, typer.Argument(metavar="CLUSTERS", help="What `windrow cluster` wrote.")],
+    out: Out,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Clusters to a selection. Settings: those of the section `select`, for example strategy=balanced fraction=0.3."""
+    from pydantic import TypeAdapter
+
+    from curation.config import SelectConfig
+    from launch.config import check, parse_overrides
+    from pipeline.select import Select
+
+    chosen = {"strategy": "balanced", **parse_overrides(settings or [])}
+    config: Any = check(TypeAdapter(SelectConfig), chosen, of="select")
+    _run_stage(Select(config, seed), out, {"samples": samples, "clusters": clusters})
+
+
+@app.command()
+def train(
+    samples: Samples,
+    selection: Annotated[Path, typer.Argument(metavar="SELECTION", help="What `windrow select` wrote.")],
+    out: Out,
+    settings: Settings = None,
+    previous: Annotated[Path | None, typer.Option(help="A finished training to start from.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """A selection to an encoder. Settings: those of the section `train`, for example method.type=swav epochs=20."""
+    from launch.config import check, parse_overrides
+    from pipeline.train import Train
+    from trainers.config import TrainConfig
+
+    config = check(TrainConfig, parse_overrides(settings or []), of="train")
+    inputs = {"samples": samples, "selection": selection} | ({"previous": previous} if previous else {})
+    _run_stage(Train(config, seed), out, inputs)
+
+
+@app.command()
+def evaluate(
+    samples: Samples,
+    encoder: Annotated[Path, typer.Argument(metavar="ENCODER", help="What `windrow train` or `windrow embed` wrote.")],
+    out: Out,
+    settings: Settings = None,
+    selection: Annotated[Path | None, typer.Option(help="Measure how even the classes of this selection are.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Score frozen features: kNN, linear probe, RankMe. Settings: those of the section `evaluate`."""
+    import json
+
+    from launch.config import check, parse_overrides
+    from pipeline.evaluate import EVALUATION, Evaluate
+    from trainers.config import EvaluateConfig
+
+    config = check(EvaluateConfig, parse_overrides(settings or []), of="evaluate")
+    inputs = {"samples": samples, "encoder": encoder} | ({"selection": selection} if selection else {})
+    _run_stage(Evaluate(config, seed), out, inputs)
+    scores = json.loads((out / EVALUATION).read_text())
+    typer.echo("\n".join(f"{name}: {value:.4g}" for name, value in scores.items() if isinstance(value, (int, float))))
+
+
+def _run_stage(stage: "Stage", out: Path, inputs: dict[str, Path]) -> None:
+    from pipeline.console import Console
+    from pipeline.lock import locked
+    from pipeline.runtime import Runtime
+    from pipeline.stage import run_stage
+
+    absolute = {role: path.expanduser().absolute() for role, path in inputs.items()}
+    with locked(out), Runtime(Console()) as runtime:
+        run_stage(stage, out.expanduser().absolute(), absolute, runtime)
+
+
+def _config_of(run_dir: Path) -> Path:
+    from curation.errors import DataError
+
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise DataError(f"{run_dir} is no run: it has no config.yaml. Give the directory that `windrow run` wrote.")
+    return path
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in a sentence and code 2, a bug in a traceback and code 1."""
+    from curation.errors import UserError
+
+    _guarded(app, UserError)
+
+
+def _guarded(command: Callable[[], Any], mistake: type[Exception]) -> NoReturn:
+    try:
+        command()
+    except mistake as error:
+        print(f"windrow: {error}", file=sys.stderr)
+        # Ray's threads and child processes are told to go by its exit handlers; nothing of ours is left to do.
+        sys.exit(2)
+    except BrokenPipeError:
+        os._exit(1)
+    sys.exit(0)

@@ -1,0 +1,160 @@
+"""embed: one feature vector for every sample of the pool, by a frozen encoder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation import rng
+from curation.errors import DataError
+from curation.files import atomic_path
+from curation.source import Block, share
+from pipeline.artifacts import Manifest, Part, read_kind
+from pipeline.config import EmbedConfig
+from pipeline.shard import INDEX, read_index
+from pipeline.sources import POOL
+from pipeline.stage import Made, Work
+from trainers.config import PixelsConfig
+from trainers.data import SampleList
+from trainers.encoders import DESCRIPTION, WEIGHTS, Encoder, build_encoder
+
+_FIT_ROWS = 4096
+_BLOCK_ROWS = 16384
+
+
+@dataclass(frozen=True)
+class Embed:
+    """One Arrow IPC part a shard with columns row_id and embedding (fp16), in the order of the index.
+
+    With an input named "encoder" that one is used; otherwise `config.encoder` is built, and kept with the embeddings.
+    """
+
+    config: EmbedConfig
+    seed: int
+    has_encoder: bool
+    kind = "embeddings"
+
+    def settings(self) -> dict[str, Any]:
+        return {"seed": self.seed} if self.has_encoder else {"seed": self.seed, **self.config.deciding()}
+
+    def make(self, work: Work) -> Made:
+        samples = work.inputs["samples"]
+        encoder_directory = work.inputs.get("encoder", work.out)
+        parts = []
+        if not self.has_encoder:
+            if not (work.out / DESCRIPTION).exists():  # written last of the two
+                work.runtime.call(build_and_save, samples, self.config, self.seed, work.out)
+            parts = [Part.of(work.out, name, 0) for name in (WEIGHTS, DESCRIPTION)]
+        shards = [p for p in Manifest.read(samples).parts if p.path.startswith(POOL)]
+        embeddings = work.parts(
+            embed_part,
+            [shard.num_rows for shard in shards],
+            [shard.path for shard in shards],
+            samples,
+            encoder_directory,
+            work.out,
+            self.config.batch_size,
+            label="embed",
+            gpu=True,
+        )
+        source = ArrowSource([work.out / part.path for part in embeddings])
+        return Made([*embeddings, *parts], {"rows": source.num_rows, "dim": source.dim})
+
+
+def build_and_save(samples: Path, config: EmbedConfig, seed: int, out: Path) -> None:
+    """Build the first round's encoder; pixel components are fitted to a random sample of the pool."""
+    images = np.empty((0, 3, 0, 0), dtype=np.uint8)
+    if isinstance(config.encoder, PixelsConfig):
+        pool = sample_list(samples, POOL)
+        rows = rng.permute(rng.key(seed, "fit"), np.arange(min(_FIT_ROWS, len(pool))), len(pool))
+        images = pool.squares(np.sort(rows), config.encoder.image_size)
+    build_encoder(config.encoder, images).save(out)
+
+
+def sample_list(samples: Path, split: str) -> SampleList:
+    """All samples of one split, ready to read."""
+    return SampleList.of(read_index(samples, split, ["row_id", "shard", "offset", "size"]), samples)
+
+
+@lru_cache(maxsize=1)
+def _encoder(directory: Path, _modified: int) -> Encoder:
+    return Encoder.load(directory)
+
+
+def embed_part(
+    index: int, shards: list[str], samples: Path, encoder_directory: Path, out: Path, batch_size: int
+) -> Part:
+    """Embed one shard."""
+    from trainers.embed import default_device, embed
+
+    encoder = _encoder(encoder_directory, (encoder_directory / WEIGHTS).stat().st_mtime_ns)
+    here = SampleList.read(samples / INDEX / shards[index].replace(".tar", ".parquet"), samples)
+    features = embed(encoder, here, np.arange(len(here)), batch_size=batch_size, device=default_device())
+    with np.errstate(over="ignore"):
+        half = features.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise DataError(
+            f"The encoder in {encoder_directory} gives features outside the range of fp16 (largest magnitude "
+            f"{np.abs(features).max():.3g}). Its training diverged: train it again with a lower train.learning_rate."
+        )
+    name = f"part-{index:06d}.arrow"
+    column = pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), half.shape[1])
+    table = pa.table({"row_id": here.row_id, "embedding": column})
+    with atomic_path(out / name) as temporary, pa.OSFile(str(temporary), "wb") as file:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=_BLOCK_ROWS)
+    return Part.of(out, name, len(here))
+
+
+class ArrowSource:
+    """The memory-mapped Arrow parts of an embeddings artifact, as `curation.source.EmbeddingSource`.
+
+    Blocks are the record batches of the files. With `normalize` rows are scaled to unit length and kept in fp16, so that
+    sums of them stay exact.
+    """
+
+    def __init__(self, paths: list[Path], *, normalize: bool = False) -> None:
+        self._normalize = normalize
+        self._batches: list[pa.RecordBatch] = []
+        for path in paths:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            self._batches += [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
+        self.num_rows = int(self._ends[-1]) if self._batches else 0
+        self.dim = self._batches[0].schema.field("embedding").type.list_size if self._batches else 0
+
+    @classmethod
+    def open(cls, directory: Path, *, normalize: bool = False) -> "ArrowSource":
+        """The embeddings of a finished artifact."""
+        manifest = read_kind(directory, "embeddings")
+        paths = [directory / part.path for part in manifest.parts if part.path.endswith(".arrow")]
+        return cls(paths, normalize=normalize)
+
+    def row_ids(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.concatenate([batch.column("row_id").to_numpy() for batch in self._batches])
+
+    def blocks(self, worker: int = 0, num_workers: int = 1) -> Iterator[Block]:
+        for index in share(range(len(self._batches)), worker, num_workers):
+            yield int(self._ends[index]) - self._batches[index].num_rows, self._rows(index)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        block = np.searchsorted(self._ends, rows, side="right")
+        out = np.empty((len(rows), self.dim), dtype=np.float16)
+        for index in np.unique(block):
+            here = block == index
+            first = self._ends[index] - self._batches[index].num_rows
+            out[here] = self._rows(int(index), rows[here] - first)
+        return out
+
+    def _rows(self, index: int, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        values = self._batches[index].column("embedding").flatten().to_numpy().reshape(-1, self.dim)
+        rows: np.ndarray = values[chosen]
+        if self._normalize:
+            wide = rows.astype(np.float32)
+            rows = (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)).astype(np.float16)
+        return rows

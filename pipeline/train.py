@@ -1,0 +1,87 @@
+"""train: self-supervised pretraining on the selection, one process a rank."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curation.errors import ConfigError
+from pipeline.artifacts import Part, read_kind
+from pipeline.select import TRAINING
+from pipeline.stage import Made, Work
+from trainers import checkpoint
+from trainers.config import TrainConfig
+from trainers.encoders import DESCRIPTION, WEIGHTS
+from trainers.train import CHECKPOINTS, METRICS, TrainProgress
+
+_CPU_RANKS = 2
+
+
+@dataclass(frozen=True)
+class Train:
+    """The encoder (safetensors), the last checkpoint, and the metrics of every step.
+
+    With an input named "previous" training starts from that artifact's checkpoint.
+    """
+
+    config: TrainConfig
+    seed: int
+    kind = "training"
+
+    def settings(self) -> dict[str, Any]:
+        return {"seed": self.seed, **self.config.deciding()}
+
+    def make(self, work: Work) -> Made:
+        samples, selection = work.inputs["samples"], work.inputs["selection"]
+        previous = work.inputs.get("previous")
+        read_kind(selection, "selection")
+        ranks = self.num_ranks(work)
+        init_from = checkpoint.newest_path(previous / CHECKPOINTS) if previous else None
+        args = (self.config, selection / TRAINING, samples, work.out, self.seed, init_from)
+        last: TrainProgress | None = None
+        with work.runtime.console.progress("train", 0, "steps") as meter:
+            for last in work.runtime.ranks(train_rank, ranks, *args, gpu=True):
+                meter.move(last.step, last.total_steps, f"{last.images_per_second:,.0f} images/s, loss {last.loss:.3f}")
+        steps = sum(1 for _ in (work.out / METRICS).open())
+        newest = checkpoint.newest_path(work.out / CHECKPOINTS)
+        assert newest is not None
+        for old in (work.out / CHECKPOINTS).iterdir():
+            if old != newest:
+                old.unlink()
+        paths = [f"{CHECKPOINTS}/{newest.name}", METRICS, WEIGHTS, DESCRIPTION]
+        return Made(
+            [Part.of(work.out, path, steps if path == METRICS else 0) for path in paths],
+            {"steps": steps, "samples_seen": steps * self.config.global_batch_size},
+        )
+
+    def num_ranks(self, work: Work) -> int:
+        """As configured, else one for each GPU, else two."""
+        gpus = int(work.runtime.resources().get("GPU", 0))
+        ranks = self.config.ranks or gpus or _CPU_RANKS
+        if self.config.global_batch_size % ranks:
+            raise ConfigError(
+                f"train.global_batch_size {self.config.global_batch_size} is not a multiple of the {ranks} ranks this "
+                "cluster gives. Change it, or set train.ranks; the result depends on the global batch size only."
+            )
+        return ranks
+
+
+def train_rank(
+    config: TrainConfig, training_list: Path, samples: Path, out: Path, seed: int, init_from: Path | None
+) -> Iterator[TrainProgress]:
+    """One rank of the training."""
+    import torch.distributed as dist
+
+    from trainers.data import SampleList
+    from trainers.embed import default_device
+    from trainers.train import train
+
+    yield from train(
+        config,
+        SampleList.read(training_list, samples),
+        out,
+        seed=seed,
+        rank=dist.get_rank() if dist.is_initialized() else 0,
+        device=default_device(),
+        init_from=init_from,
+    )
