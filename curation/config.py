@@ -1,5 +1,6 @@
 """What a user may set about clustering and selection."""
 
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -41,7 +42,7 @@ class ClusterConfig(Config):
 
     @model_validator(mode="after")
     def _levels_descend(self) -> "ClusterConfig":
-        if any(upper >= lower for lower, upper in zip(self.levels, self.levels[1:], strict=False)):
+        if any(upper >= lower for lower, upper in pairwise(self.levels)):
             raise ValueError(f"levels must descend, finest first, for example [1000, 100]; found {list(self.levels)}")
         return self
 

@@ -7,6 +7,7 @@ from every cluster (resampling), moves them towards an even cover of the space t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def hierarchical_kmeans(
     one below is left out, so there may be fewer levels than asked. `done` are the levels an earlier call yielded; only those
     that follow are made.
     """
-    if any(upper >= lower for lower, upper in zip(num_clusters, num_clusters[1:], strict=False)):
+    if any(upper >= lower for lower, upper in pairwise(num_clusters)):
         raise ConfigError(f"Levels must descend, each coarser than the one below; found {list(num_clusters)}.")
     levels = list(done)
     made = 0
@@ -114,9 +115,7 @@ def _resampled_kmeans(
     workers: Collectives,
 ) -> KMeansResult:
     """k-means, then `resampling_steps` times: refit on the closest rows of every cluster and assign all rows anew."""
-    whole = kmeans(
-        items, num_clusters, stream=rng.key(stream, 0), max_iterations=max_iterations, collectives=workers
-    )
+    whole = kmeans(items, num_clusters, stream=rng.key(stream, 0), max_iterations=max_iterations, collectives=workers)
     for step in range(1, resampling_steps + 1):
         # About half the mean cluster size, as the authors advise; below two a refit would only repeat the centroids.
         closest = items.num_rows // (2 * len(whole.centroids))
@@ -130,9 +129,7 @@ def _resampled_kmeans(
             max_iterations=max_iterations,
             collectives=workers,
         )
-        whole = kmeans(
-            items, num_clusters, stream=stream, max_iterations=0, initial=fitted.centroids, collectives=workers
-        )
+        whole = kmeans(items, num_clusters, stream=stream, max_iterations=0, initial=fitted.centroids, collectives=workers)
     return whole
 
 

@@ -21,7 +21,7 @@ _SIDE = 32
 class WriteDigits:
     """Write the digits as PNG files under `files/train/<digit>` and `files/test/<digit>`.
 
-    Every fourth image is for testing. The training classes are thinned to a long tail; then some files are copied, cut
+    Every fifth image is for testing. The training classes are thinned to a long tail; then some files are copied, cut
     short, emptied or shrunk.
     """
 
@@ -37,7 +37,7 @@ class WriteDigits:
         root = work.out / FOLDER
         shutil.rmtree(root, ignore_errors=True)
         digits = load_digits()
-        is_test = np.arange(len(digits.target)) % 4 == 3
+        is_test = _held_out(len(digits.target))
         keep = long_tail_counts(np.bincount(digits.target[~is_test]), self.config.long_tail)
         written: list[str] = []
 
@@ -64,6 +64,20 @@ class WriteDigits:
                 seen[digit] += 1
         parts = [Part.of(work.out, f"{FOLDER}/{path}", 1) for path in written]
         return Made(parts, {"files": len(written)})
+
+
+def _held_out(num: int) -> np.ndarray:
+    """Which of the digits are for testing: every fifth."""
+    return np.arange(num) % 5 == 4
+
+
+def pool_and_held_out() -> tuple[np.ndarray, int]:
+    """Labels (N,) of the digits that may be trained on, and how many are held out."""
+    from sklearn.datasets import load_digits
+
+    labels = load_digits().target
+    is_test = _held_out(len(labels))
+    return labels[~is_test], int(is_test.sum())
 
 
 def _png(image: np.ndarray, side: int) -> bytes:

@@ -85,9 +85,7 @@ def _encoder(directory: Path, _modified: int) -> Encoder:
     return Encoder.load(directory)
 
 
-def embed_part(
-    index: int, shards: list[str], samples: Path, encoder_directory: Path, out: Path, batch_size: int
-) -> Part:
+def embed_part(index: int, shards: list[str], samples: Path, encoder_directory: Path, out: Path, batch_size: int) -> Part:
     """Embed one shard."""
     from trainers.embed import default_device, embed
 
@@ -104,9 +102,8 @@ def embed_part(
     name = f"part-{index:06d}.arrow"
     column = pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), half.shape[1])
     table = pa.table({"row_id": here.row_id, "embedding": column})
-    with atomic_path(out / name) as temporary, pa.OSFile(str(temporary), "wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table, max_chunksize=_BLOCK_ROWS)
+    with atomic_path(out / name) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        writer.write_table(table, max_chunksize=_BLOCK_ROWS)
     return Part.of(out, name, len(here))
 
 

@@ -58,9 +58,7 @@ def evaluate_encoder(
     for split in (POOL, HELD_OUT):
         every = sample_list(samples, split)
         names = read_index(samples, split, ["label"])["label"].to_numpy(zero_copy_only=False).astype(str)
-        rows = np.sort(
-            rng.permute(rng.key(seed, split), np.arange(min(config.max_samples, len(every))), len(every))
-        )
+        rows = np.sort(rng.permute(rng.key(seed, split), np.arange(min(config.max_samples, len(every))), len(every)))
         features[split] = np.empty((0, 1), dtype=np.float32)
         if len(rows):
             features[split] = embed(encoder, every, rows, batch_size=config.batch_size, device=default_device())

@@ -1,0 +1,266 @@
+"""What a run would cost, and how far it is: read from the configuration and what lies in the run directory."""
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from curation.config import ClusterConfig
+from pipeline.artifacts import MANIFEST, Manifest
+from pipeline.cluster import Cluster
+from pipeline.config import DigitsConfig, RunConfig
+from pipeline.console import duration
+from pipeline.embed import Embed
+from pipeline.evaluate import Evaluate
+from pipeline.rounds import steps
+from pipeline.select import Select
+from pipeline.shard import Shard
+from pipeline.sources import POOL, find_images, long_tail_counts, thin_to_long_tail
+from pipeline.stage import BEGUN, WORK, Step, stale
+from pipeline.train import Train
+from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, TrainConfig
+from trainers.train import METRICS
+
+_SECONDS_PER_STAGE = 2.0  # processes start, modules load
+_DECODES_PER_SECOND = 2000.0  # a core, small images; large ones are slower
+# Share of the machine's matmul rate that small networks reach, from runs of the recipes.
+_EFFICIENCY = {"cpu": 0.25, "cuda": 0.3}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage reads and costs."""
+
+    rows: int
+    parts: int
+    num_bytes: int
+    flops: float
+    decodes: int = 0
+    """Images decoded."""
+
+
+def show(config: RunConfig) -> None:
+    """Print the plan of a run: one line a stage."""
+    pool, held_out, source_bytes = _source_size(config)
+    rate, device, cores = _matmul_rate()
+    known = {name.rsplit("/", 1)[-1]: seconds for name, seconds in _seconds(config.run_dir).items()}
+    table = Table(box=box.SIMPLE_HEAD, title=f"Plan of {config.run_dir}", title_justify="left")
+    for heading in ("stage", "state", "rows", "parts", "bytes", "FLOPs", "time"):
+        table.add_column(heading, justify="left" if heading in ("stage", "state") else "right")
+    left = 0.0
+    for step in steps(config):
+        cost = _estimate(step, config, pool, held_out, source_bytes)
+        seconds = _SECONDS_PER_STAGE + cost.flops / (rate * _EFFICIENCY[device]) + cost.decodes / _DECODES_PER_SECOND / cores
+        seconds = known.get(step.name.rsplit("/", 1)[-1], seconds)
+        state = state_of(step, config.run_dir)
+        left += 0 if state == "finished" else seconds
+        shown = "" if state == "finished" else f"~{duration(seconds)}"
+        table.add_row(step.name, state, f"{cost.rows:,}", f"{cost.parts:,}", size(cost.num_bytes), _si(cost.flops), shown)
+    console = Console(width=110 if not Console().is_terminal else None)
+    console.print(table)
+    console.print(
+        f"Pool of {pool:,} images and {held_out:,} held out; {config.rounds} rounds. "
+        f"About {duration(left)} left, by a matmul rate of {rate / 1e9:,.0f} GFLOP/s on {cores} "
+        f"{'cores' if device == 'cpu' else 'GPUs'}: an order of magnitude, better once a round is done.",
+        highlight=False,
+    )
+
+
+def show_status(config: RunConfig) -> None:
+    """Print how far a run is: one line a stage."""
+    seconds = _seconds(config.run_dir)
+    table = Table(box=box.SIMPLE_HEAD, title=f"Status of {config.run_dir}", title_justify="left")
+    for heading in ("stage", "state", "bytes", "time", "result"):
+        table.add_column(heading, justify="right" if heading in ("bytes", "time") else "left")
+    for step in steps(config):
+        out = config.run_dir / step.name
+        num_bytes = took = ""
+        if (out / MANIFEST).exists():
+            num_bytes = size(sum(part.num_bytes for part in Manifest.read(out).parts))
+            took = duration(seconds[step.name]) if step.name in seconds else ""
+        table.add_row(step.name, state_of(step, config.run_dir), num_bytes, took, result_of(step, out))
+    Console(width=110 if not Console().is_terminal else None).print(table)
+
+
+def state_of(step: Step, run_dir: Path) -> str:
+    """finished, begun (with what is done), made differently, or to do."""
+    out = run_dir / step.name
+    if stale(out, step.fingerprint, step.stage.settings(), step.parents):
+        return "made differently"
+    if (out / MANIFEST).exists():
+        return "finished"
+    if not (out / BEGUN).exists():
+        return "to do"
+    done = len(list((out / WORK).glob("*.json"))) if (out / WORK).exists() else 0
+    if isinstance(step.stage, Train) and (out / METRICS).exists():
+        return f"begun, step {sum(1 for _ in (out / METRICS).open()):,}"
+    return f"begun, {done} parts" if done else "begun"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
+
+
+def _si(number: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if number < 1000 or unit == "E":
+            return f"{number:.3g}{unit}" if number else ""
+        number /= 1000
+    raise AssertionError
+
+
+def result_of(step: Step, out: Path) -> str:
+    """What a stage found, in a few words; empty if it is not finished."""
+    if not (out / MANIFEST).exists():
+        return ""
+    found = Manifest.read(out).statistics
+    match step.stage:
+        case Shard():
+            return f"pool {found['pool']:,}, held out {found['held_out']:,}, set aside {sum(found['rejected'].values()):,}"
+        case Embed():
+            return f"{found['rows']:,} rows of {found['dim']:,}"
+        case Cluster():
+            return " > ".join(f"{level['clusters']:,}" for level in found["levels"]) + " clusters"
+        case Select():
+            return f"{found['selected']:,} of {found['pool']:,}"
+        case Train():
+            *_, last = (out / METRICS).open()
+            return f"{found['steps']:,} steps, loss {json.loads(last)['loss']:.3f}"
+        case Evaluate():
+            names = {"knn": "kNN", "linear": "linear", "rankme": "RankMe"}
+            return ", ".join(f"{shown} {found[name]:.3g}" for name, shown in names.items() if name in found)
+        case _:
+            return f"{found['files']:,} files"
+
+
+def _seconds(run_dir: Path) -> dict[str, float]:
+    """How long each finished stage took, by name."""
+    try:
+        lines = (run_dir / "events.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    return {event["stage"]: event["seconds"] for event in map(json.loads, lines)}
+
+
+def _source_size(config: RunConfig) -> tuple[int, int, int]:
+    """Images of the pool, held-out images and their bytes: counted if sharded, else listed, before any is set aside."""
+    samples = config.run_dir / "samples"
+    if (samples / MANIFEST).exists():
+        statistics = Manifest.read(samples).statistics
+        return statistics["pool"], statistics["held_out"], statistics["bytes"]
+    if isinstance(config.source, DigitsConfig):
+        from pipeline.digits import pool_and_held_out
+
+        pool_labels, held_out = pool_and_held_out()
+        pool = int(long_tail_counts(np.bincount(pool_labels), config.source.long_tail).sum())
+        return pool, held_out, 700 * (pool + held_out)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = thin_to_long_tail(find_images(config.source.path, Path(scratch)), config.source.long_tail)
+    pool = sum(image.split == POOL for image in found)
+    return pool, len(found) - pool, sum(image.size for image in found)
+
+
+def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_bytes: int) -> Estimate:
+    shards = math.ceil(pool / config.shard.samples_per_shard)
+    first_round = "round-0" in step.name or "baseline" in step.name
+    encoder = config.embed.encoder if first_round else config.train.encoder
+    chosen = config.select.rows(pool)
+    match step.stage:
+        case Shard():
+            parts = shards + math.ceil(held_out / config.shard.samples_per_shard)
+            return Estimate(pool + held_out, 2 * parts, source_bytes, 0, pool + held_out)
+        case Embed():
+            flops, dim = encoder_cost(encoder)
+            return Estimate(pool, shards, pool * (2 * dim + 8), pool * flops, pool)
+        case Cluster():
+            dim = encoder_cost(encoder)[1]
+            levels = config.cluster.levels
+            num_bytes = 4 * dim * sum(levels) + 8 * (pool + sum(levels[:-1]))
+            return Estimate(pool, 1 + 4 * len(levels), num_bytes, cluster_flops(config.cluster, pool, dim))
+        case Select():
+            return Estimate(chosen, 3, 16 * pool, 0)
+        case Train():
+            exposures = config.train.epochs * chosen
+            crops = 2 + config.train.views.num_local
+            return Estimate(chosen, 4, 0, exposures * train_flops(config.train), round(exposures * (1 + crops / 4)))
+        case Evaluate():
+            rows = min(pool, config.evaluate.max_samples) + min(held_out, config.evaluate.max_samples)
+            measured = config.embed.encoder if "baseline" in step.name else config.train.encoder
+            return Estimate(rows, 1, 2000, rows * encoder_cost(measured)[0], rows)
+        case _:
+            return Estimate(pool + held_out, pool + held_out, source_bytes, 0)
+
+
+def cluster_flops(config: ClusterConfig, rows: int, dim: int) -> float:
+    """Upper bound of the distance computations: every k-means runs `max_iterations`, every refit sees half the rows."""
+
+    def levels() -> Iterator[float]:
+        items = rows
+        for num in config.levels:
+            passes = (1 + config.resampling_steps / 2) * config.max_iterations + config.resampling_steps
+            seeding = (2 + math.log(num)) * min(items, max(20_000, 10 * num)) * (1 + config.resampling_steps)
+            yield 2.0 * num * dim * (items * passes + seeding)
+            items = num
+
+    return sum(levels())
+
+
+def train_flops(config: TrainConfig) -> float:
+    """FLOPs of one sample's step: forward and backward of the student on every crop, the teacher on the global ones."""
+    views, encoder = config.views, config.encoder
+    teacher = 1 if config.method.type == "dino" else 0
+    whole = encoder_cost(encoder, views.global_size)[0]
+    local = encoder_cost(encoder, views.local_size)[0] if views.num_local else 0
+    return whole * 2 * (3 + teacher) + local * views.num_local * 3
+
+
+def encoder_cost(config: EncoderConfig, size: int | None = None) -> tuple[float, int]:
+    """Forward FLOPs of one image with `size` pixels a side, and the feature dimension. Nothing is allocated."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from trainers.encoders import build_backbone
+
+    if isinstance(config, PixelsConfig):
+        inputs = 3 * config.image_size**2
+        return 2.0 * inputs * config.dim, min(config.dim, inputs)
+    if isinstance(config, TimmConfig):
+        config = config.model_copy(update={"pretrained": False})
+    with torch.device("meta"):
+        backbone = build_backbone(config).eval()
+        with FlopCounterMode(display=False) as counter:
+            features = backbone(torch.empty(1, 3, size or config.image_size, size or config.image_size))
+    return float(counter.get_total_flops()), features.shape[1]
+
+
+def _matmul_rate() -> tuple[float, str, int]:
+    """Measured matmul FLOP/s of this machine with all it has, the device, and how many cores or GPUs that is."""
+    import os
+
+    import torch
+
+    if torch.cuda.is_available():
+        device, side, dtype, count = "cuda", 8192, torch.bfloat16, torch.cuda.device_count()
+    else:
+        device, side, dtype, count = "cpu", 1024, torch.float32, os.cpu_count() or 1
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    (a @ a).sum().item()
+    began, runs = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.2:
+        (a @ a).sum().item()
+        runs += 1
+    rate = runs * 2 * side**3 / (time.perf_counter() - began)
+    return rate * (count if device == "cuda" else 1), device, count

@@ -101,9 +101,7 @@ class Runtime:
         result: T = _get(ray, ray.remote(num_cpus=cpus, max_retries=3)(function).remote(*args))
         return result
 
-    def ranks(
-        self, function: Callable[..., Iterator[T]], num_ranks: int, *args: object, gpu: bool
-    ) -> Iterator[T]:
+    def ranks(self, function: Callable[..., Iterator[T]], num_ranks: int, *args: object, gpu: bool) -> Iterator[T]:
         """Run the generator `function(*args)` on each of `num_ranks` processes of one torch process group.
 
         Yields what rank 0 yields. If one rank fails, all end and its error is raised.
@@ -160,9 +158,7 @@ class _Rank:
         import torch.distributed as dist
 
         if num_ranks > 1:
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo", init_method=address, rank=rank, world_size=num_ranks
-            )
+            dist.init_process_group("nccl" if on_gpu else "gloo", init_method=address, rank=rank, world_size=num_ranks)
         yield from function(*args)
         if num_ranks > 1:
             dist.barrier()

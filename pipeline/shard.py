@@ -111,8 +111,7 @@ class Shard:
         )
         names = [part.path.removesuffix(".tar") for part in packed]
         indexes = [
-            Part.of(work.out, f"{INDEX}/{name}.parquet", part.num_rows)
-            for name, part in zip(names, packed, strict=True)
+            Part.of(work.out, f"{INDEX}/{name}.parquet", part.num_rows) for name, part in zip(names, packed, strict=True)
         ]
         rejects = pq.read_table(work.out / REJECTS)
         pool = sum(part.num_rows for part in packed if part.path.startswith(POOL))

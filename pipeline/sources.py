@@ -3,12 +3,13 @@
 import gzip
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import BinaryIO, cast
 
 import numpy as np
+import zstandard
 
 from curation import rng
 from curation.errors import DataError
@@ -47,7 +48,7 @@ def find_images(path: Path, unpack_to: Path) -> list[Found]:
         raise DataError(f"source.path {path} does not exist. Correct the path; relative paths start at {Path.cwd()}.")
     try:
         if path.is_dir():
-            found = [image for image, _ in _walk(path, path, unpack_to)]
+            found = list(_walk(path, path, unpack_to))
         else:
             found = list(_read_tar(path, path.name, unpack_to))
     except PermissionError as error:
@@ -62,7 +63,7 @@ def find_images(path: Path, unpack_to: Path) -> list[Found]:
     return sorted(found, key=lambda image: image.source)
 
 
-def _walk(root: Path, directory: Path, unpack_to: Path) -> Iterator[tuple[Found, None]]:
+def _walk(root: Path, directory: Path, unpack_to: Path) -> Iterator[Found]:
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -72,10 +73,10 @@ def _walk(root: Path, directory: Path, unpack_to: Path) -> Iterator[tuple[Found,
             if entry.is_dir():
                 yield from _walk(root, path, unpack_to)
             elif name.endswith((".tar", *_COMPRESSED)):
-                yield from ((image, None) for image in _read_tar(path, name, unpack_to))
+                yield from _read_tar(path, name, unpack_to)
             elif path.suffix.lower() in SUFFIXES:
                 split, label = _meaning(name)
-                yield Found(name, path, 0, entry.stat().st_size, split, label), None
+                yield Found(name, path, 0, entry.stat().st_size, split, label)
 
 
 def _read_tar(path: Path, name: str, unpack_to: Path) -> Iterator[Found]:
@@ -129,12 +130,10 @@ def _unpack(path: Path, target: Path) -> Path:
     return target
 
 
-def _decompressed(path: Path) -> IO[bytes]:
+def _decompressed(path: Path) -> BinaryIO:
     if path.name.endswith(".zst"):
-        import zstandard
-
         return zstandard.open(path, "rb")
-    return gzip.open(path, "rb")
+    return cast(BinaryIO, gzip.open(path, "rb"))
 
 
 def _meaning(name: str) -> tuple[str, str | None]:
@@ -166,8 +165,3 @@ def long_tail_counts(sizes: np.ndarray, factor: float) -> np.ndarray:
     """How many of each class (C,) to keep so that counts fall exponentially, the first `factor` times the last."""
     shares = factor ** -np.linspace(0, 1, len(sizes))
     return np.maximum(1, np.floor((sizes / shares).min() * shares)).astype(np.int64)
-
-
-def first_lines(found: list[Found], describe: Callable[[Found], str], num: int = 3) -> str:
-    """A few of `found` in words, for messages."""
-    return "; ".join(describe(image) for image in found[:num]) + ("; …" if len(found) > num else "")

@@ -176,8 +176,7 @@ def stale(out: Path, wanted: str, settings: dict[str, Any], parents: dict[str, s
     if found["fingerprint"] == wanted:
         return None
     changes = [
-        f"{path} was {json.dumps(old)}, now {json.dumps(new)}"
-        for path, old, new in _changes("", found["settings"], settings)
+        f"{path} was {json.dumps(old)}, now {json.dumps(new)}" for path, old, new in _changes("", found["settings"], settings)
     ]
     changes += [f"its {role} changed" for role in parents if found["parents"].get(role) != parents[role]]
     return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "") or "its format"

@@ -174,10 +174,7 @@ class Loader:
         positions = np.arange(start + self._rank, start + self._global_batch_size, self._world_size)
         indices = self.order(positions)
         draws = views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
-        futures = [
-            pool.submit(self._crops, int(index), numbers)
-            for index, numbers in zip(indices, draws.numbers, strict=True)
-        ]
+        futures = [pool.submit(self._crops, int(index), numbers) for index, numbers in zip(indices, draws.numbers, strict=True)]
         return self._samples.row_id[indices], draws, futures
 
     def _crops(self, index: int, numbers: np.ndarray) -> tuple[Tensor, Tensor]:

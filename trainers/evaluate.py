@@ -47,9 +47,7 @@ def knn_accuracy(
     return {"knn": max(scores.values()), **scores}
 
 
-def linear_probe_accuracy(
-    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, labels: np.ndarray
-) -> float:
+def linear_probe_accuracy(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, labels: np.ndarray) -> float:
     """Test accuracy of a multinomial logistic regression on standardised frozen features."""
     mean, std = bank.mean(0), bank.std(0) + 1e-6
     if len(np.unique(bank_labels)) < 2:

@@ -98,9 +98,7 @@ def train(
         optimizer.step()
         method.after_step(clock)
         step += 1
-        log.add(
-            {"loss": output.loss.detach(), **output.scalars}, {"step": step, "learning_rate": rate, "gradient_norm": norm}
-        )
+        log.add({"loss": output.loss.detach(), **output.scalars}, {"step": step, "learning_rate": rate, "gradient_norm": norm})
 
         saves = step % config.checkpoint_every == 0 or step == total_steps
         if saves or step % config.log_every == 0:

@@ -66,7 +66,7 @@ def crops(config: ViewsConfig, image: np.ndarray, numbers: np.ndarray) -> tuple[
     """Cut all views of one image (H, W, 3) uint8: globals (2, 3, G, G) and locals (n, 3, L, L), uint8."""
     sizes = [config.global_size] * 2 + [config.local_size] * config.num_local
     cut = [
-        crop_resize(image, *(int(edge) for edge in box), size)
+        crop_resize(image, int(box[0]), int(box[1]), int(box[2]), int(box[3]), size)
         for box, size in zip(boxes(config, numbers, *image.shape[:2]), sizes, strict=True)
     ]
     none = torch.empty(0, 3, config.local_size, config.local_size, dtype=torch.uint8)
@@ -86,9 +86,7 @@ def colour(config: ViewsConfig, batch: Tensor, draws: Draws, first_view: int) ->
     images = torch.where(_mask(u[:, 0] < config.flip), images.flip(3), images)
     chosen = (u[:, 1] < config.jitter).nonzero()[:, 0]
     if len(chosen):
-        strengths = torch.tensor(
-            [config.brightness, config.contrast, config.saturation, config.hue], device=batch.device
-        )
+        strengths = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue], device=batch.device)
         amount = (2 * u[chosen, 2:6] - 1) * strengths
         images[chosen] = _jitter(images[chosen], amount)
     images = torch.where(_mask(u[:, 6] < config.grayscale), _grayscale(images).expand_as(images), images)

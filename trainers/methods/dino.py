@@ -27,9 +27,7 @@ class Dino(nn.Module):
         def network() -> MultiCrop:
             encoder = backbone()
             dim = int(encoder.num_features)  # type: ignore[arg-type]
-            return MultiCrop(
-                encoder, dino_head(dim, config.hidden_dim, config.bottleneck_dim, config.prototypes)
-            )
+            return MultiCrop(encoder, dino_head(dim, config.hidden_dim, config.bottleneck_dim, config.prototypes))
 
         self.student, self.teacher = network(), network()
         self.teacher.load_state_dict(self.student.state_dict())

@@ -22,22 +22,17 @@ class Swav(nn.Module):
         self.config = config
         encoder = backbone()
         dim = int(encoder.num_features)  # type: ignore[arg-type]
-        self.student = MultiCrop(
-            encoder, swav_head(dim, config.hidden_dim, config.bottleneck_dim, config.prototypes)
-        )
+        self.student = MultiCrop(encoder, swav_head(dim, config.hidden_dim, config.bottleneck_dim, config.prototypes))
 
     @property
     def encoder(self) -> nn.Module:
         return self.student.backbone
 
-    def step(self, student: Callable[[list[Tensor]], Tensor], crops: list[Tensor], clock: Clock) -> StepOutput:
+    def step(self, student: Callable[[list[Tensor]], Tensor], crops: list[Tensor], _: Clock) -> StepOutput:
         config = self.config
         scores = student(crops).float()
         codes = torch.stack(
-            [
-                sinkhorn(view, epsilon=config.epsilon, iterations=config.sinkhorn_iterations)
-                for view in scores[:2].detach()
-            ]
+            [sinkhorn(view, epsilon=config.epsilon, iterations=config.sinkhorn_iterations) for view in scores[:2].detach()]
         )
         predictions = F.log_softmax(scores / config.temperature, dim=-1)
         entropy = -torch.special.xlogy(codes, codes).sum(-1).mean()
