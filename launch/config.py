@@ -96,6 +96,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def check(model: type[T] | TypeAdapter[T], settings: dict[str, Any], *, of: str) -> T:
     """`settings` as a `model`. Raises ConfigError listing every mistake: where, what was found, what is allowed."""
     adapter = model if isinstance(model, TypeAdapter) else TypeAdapter(model)
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        settings = _with_default_variants(model, settings)
     try:
         return adapter.validate_python(settings)
     except ValidationError as error:
@@ -104,10 +106,24 @@ def check(model: type[T] | TypeAdapter[T], settings: dict[str, Any], *, of: str)
         raise ConfigError(f"{of} has {plural} in its settings:\n" + "\n".join(lines)) from None
 
 
+def _with_default_variants(model: type[BaseModel], settings: dict[str, Any]) -> dict[str, Any]:
+    """Name the default variant of a section that sets some of its fields but not its type."""
+    result = dict(settings)
+    for name, info in model.model_fields.items():
+        default, given = info.default, settings.get(name)
+        if isinstance(default, BaseModel) and isinstance(given, dict):
+            kind = getattr(default, "type", None)
+            result[name] = {**({"type": kind} if kind else {}), **given}
+            if result[name].get("type") == kind:
+                result[name] = _with_default_variants(type(default), result[name])
+    return result
+
+
 def _explain(problem: Any, adapter: TypeAdapter[Any], settings: dict[str, Any]) -> str:
     location = problem["loc"]
-    shown = ".".join(str(part) for part in _without_tags(location, settings))
     kind = problem["type"]
+    names_a_key = kind in ("missing", "extra_forbidden")
+    shown = ".".join(str(part) for part in _without_tags(location, settings, names_a_key=names_a_key))
     if kind == "extra_forbidden":
         allowed = _fields_at(adapter, location[:-1])
         close = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
@@ -126,12 +142,15 @@ def _explain(problem: Any, adapter: TypeAdapter[Any], settings: dict[str, Any]) 
     return f"{shown}: found {problem['input']!r}. {message}."
 
 
-def _without_tags(location: Sequence[Any], settings: Any) -> list[Any]:
-    """A pydantic location without the names of union variants, which are no keys of the file."""
+def _without_tags(location: Sequence[Any], settings: Any, *, names_a_key: bool) -> list[Any]:
+    """A pydantic location without the names of union variants, which are no keys of the file.
+
+    `names_a_key` says that the last part is a key even if the file lacks it.
+    """
     result, here = [], settings
     for index, part in enumerate(location):
-        last = index == len(location) - 1
-        if isinstance(here, dict) and part not in here and not last:
+        is_key = names_a_key and index == len(location) - 1
+        if isinstance(here, dict) and part not in here and not is_key:
             continue
         result.append(part)
         here = here.get(part) if isinstance(here, dict) else None

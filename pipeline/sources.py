@@ -145,7 +145,7 @@ def _meaning(name: str) -> tuple[str, str | None]:
 
 
 def thin_to_long_tail(found: list[Found], factor: float) -> list[Found]:
-    """Thin the labelled images of the pool to a long tail over their labels in alphabetical order."""
+    """Thin the labelled images of the pool to Zipf's law over their labels in alphabetical order."""
     labels = sorted({image.label for image in found if image.split == POOL and image.label is not None})
     if factor == 1 or not labels:
         return found
@@ -162,6 +162,6 @@ def thin_to_long_tail(found: list[Found], factor: float) -> list[Found]:
 
 
 def long_tail_counts(sizes: np.ndarray, factor: float) -> np.ndarray:
-    """How many of each class (C,) to keep so that counts fall exponentially, the first `factor` times the last."""
-    shares = factor ** -np.linspace(0, 1, len(sizes))
+    """How many of each class (C,) to keep so that counts follow Zipf's law, the first `factor` times the last."""
+    shares = np.arange(1, len(sizes) + 1) ** (-np.log(factor) / np.log(max(len(sizes), 2)))
     return np.maximum(1, np.floor((sizes / shares).min() * shares)).astype(np.int64)

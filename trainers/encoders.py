@@ -19,34 +19,32 @@ from trainers.vit import VisionTransformer
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 
 
-class PixelPCA(nn.Module):
-    """Principal components of the pixels, fitted once, linear."""
+class PixelComponents(nn.Module):
+    """Principal components of the pixels, fitted once, linear.
 
-    offset: Tensor
+    About the origin, not about the mean: embeddings are compared by angle, and around the mean the densest class would
+    be spread over all directions.
+    """
+
     components: Tensor
 
     def __init__(self, inputs: int, dim: int) -> None:
         super().__init__()
-        self.register_buffer("offset", torch.zeros(inputs))
         self.register_buffer("components", torch.zeros(dim, inputs))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, S, S) to (B, D)."""
-        return F.linear(images.flatten(1) - self.offset, self.components)
+        return F.linear(images.flatten(1), self.components)
 
     @classmethod
-    def fit(cls, images: Tensor, dim: int) -> "PixelPCA":
+    def fit(cls, images: Tensor, dim: int) -> "PixelComponents":
         """Fit to normalised images (N, 3, S, S); fewer components if there are fewer pixels or images than `dim`."""
-        flat = images.flatten(1).double()
-        offset = flat.mean(0)
-        centred = flat - offset
-        vectors = torch.linalg.svd(centred, full_matrices=False)[2][:dim]
+        vectors = torch.linalg.svd(images.flatten(1).double(), full_matrices=False)[2][:dim]
         # The sign of a singular vector is arbitrary; fix it so that every machine agrees.
         vectors = vectors * vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
-        pca = cls(flat.shape[1], len(vectors))
-        pca.offset.copy_(offset)
-        pca.components.copy_(vectors)
-        return pca
+        fitted = cls(vectors.shape[1], len(vectors))
+        fitted.components.copy_(vectors)
+        return fitted
 
 
 class Encoder(nn.Module):
@@ -76,7 +74,7 @@ class Encoder(nn.Module):
             state = load_file(directory / WEIGHTS)
             if isinstance(config, PixelsConfig):
                 dim, inputs = state["components"].shape
-                backbone: nn.Module = PixelPCA(inputs, dim)
+                backbone: nn.Module = PixelComponents(inputs, dim)
             else:
                 if isinstance(config, TimmConfig):  # the weights are here: nothing to download
                     config = config.model_copy(update={"pretrained": False})
@@ -118,5 +116,5 @@ def build_backbone(config: VitConfig | TimmConfig) -> nn.Module:
 def build_encoder(config: PixelsConfig | VitConfig | TimmConfig, sample: np.ndarray) -> Encoder:
     """An encoder before any training of ours; `sample` (N, 3, S, S) uint8 is what pixel components are fitted to."""
     if isinstance(config, PixelsConfig):
-        return Encoder(config, PixelPCA.fit(normalize(torch.from_numpy(sample)), config.dim)).eval()
+        return Encoder(config, PixelComponents.fit(normalize(torch.from_numpy(sample)), config.dim)).eval()
     return Encoder(config, build_backbone(config)).eval()

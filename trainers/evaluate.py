@@ -34,7 +34,7 @@ def knn_accuracy(
     reference = F.normalize(torch.from_numpy(bank), dim=1)
     targets = torch.from_numpy(bank_labels.astype(np.int64))
     num_classes = int(max(bank_labels.max(), labels.max())) + 1
-    ks = [min(k, len(bank)) for k in config.neighbours]
+    ks = sorted({min(k, len(bank)) for k in config.neighbours})
     predictions: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
     for block in F.normalize(torch.from_numpy(queries), dim=1).split(1024):
         similarity, neighbours = (block @ reference.T).topk(max(ks), dim=1)

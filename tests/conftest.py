@@ -1,0 +1,38 @@
+"""One finished run, shared by the tests that look at what a run leaves behind (they share an xdist group)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import TINY, windrow, words, write_images
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    directory: Path
+    config: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 good images, and of bad ones an empty, a cut, a tiny one, a copy, and a copy of a held-out one."""
+    root = write_images(tmp_path_factory.mktemp("source"))
+    good = root / "train" / "class 0" / "0000.png"
+    (root / "train" / "empty.jpg").touch()
+    (root / "train" / "cut.png").write_bytes(good.read_bytes()[:400])
+    (root / "train" / "copy of 0.png").write_bytes(good.read_bytes())
+    (root / "train" / "leak.jpg").write_bytes((root / "test" / "class 0" / "0003.jpg").read_bytes())
+    write_images(root / "thumbnails", 1, side=6)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    directory = tmp_path_factory.mktemp("runs")
+    config = directory / "tiny.yaml"
+    config.write_text(f"source: {{type: images, path: {tiny_images}}}\nselect: {{strategy: balanced, fraction: 0.5}}\n")
+    done = windrow("run", str(config), f"run_dir={directory}/run", *words(TINY))
+    assert done.returncode == 0, done.stderr
+    return FinishedRun(directory / "run", config, done.stderr)

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+from curation.errors import ConfigError
+from curation.hierarchy import ClusterHierarchy, Level, closest_rows, hierarchical_kmeans
+from curation.kmeans import kmeans
+from curation.quality import total_variation_from_uniform
+from curation.sampling import balanced
+from curation.source import ArraySource
+
+
+def build(rows: np.ndarray, levels: list[int], **options: int) -> ClusterHierarchy:
+    return ClusterHierarchy(tuple(hierarchical_kmeans(ArraySource(rows), levels, stream=1, **options)))  # type: ignore[arg-type]
+
+
+def rings(num: int = 3000) -> tuple[np.ndarray, np.ndarray]:
+    """Five rings of equal area with very different numbers of points, and the ring of each point."""
+    draws = np.random.default_rng(0)
+    share = np.array([0.6, 0.2, 0.1, 0.06, 0.04])
+    ring = draws.choice(5, num, p=share)
+    radius = np.sqrt((ring + draws.random(num)) / 5)
+    angle = 2 * np.pi * draws.random(num)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).astype(np.float16), ring
+
+
+def test_levels_fit_together() -> None:
+    rows, _ = rings()
+    hierarchy = build(rows, [200, 40, 8], resampling_steps=2)
+    assert [level.num_clusters for level in hierarchy.levels] == [200, 40, 8]
+    for depth, level in enumerate(hierarchy.levels, start=1):
+        assert np.array_equal(level.sizes, np.bincount(hierarchy.labels(depth), minlength=level.num_clusters))
+        offsets, ids = level.children()
+        assert sorted(ids) == list(range(len(level.assignment)))
+        for cluster in range(level.num_clusters):
+            mine = ids[offsets[cluster] : offsets[cluster + 1]]
+            assert (level.assignment[mine] == cluster).all()
+            assert (np.diff(level.squared_distance[mine]) >= 0).all()
+
+
+def test_resampling_and_levels_flatten_what_k_means_leaves_uneven() -> None:
+    rows, ring = rings()
+    plain, curated = build(rows, [100], resampling_steps=0), build(rows, [300, 100], resampling_steps=10)
+    tv = [
+        total_variation_from_uniform(np.bincount(ring[balanced(hierarchy, 200, stream=1).rows], minlength=5))
+        for hierarchy in (plain, curated)
+    ]
+    assert total_variation_from_uniform(np.bincount(ring)) > 0.35
+    assert tv[0] < 0.25
+    assert tv[1] < 0.8 * tv[0]
+
+
+def test_the_closest_rows_of_each_cluster() -> None:
+    rows, _ = rings(500)
+    result = kmeans(ArraySource(rows), 20, stream=1)
+    kept = closest_rows(result, 4)
+    for cluster in range(20):
+        mine = np.flatnonzero(result.assignment == cluster)
+        best = mine[np.argsort(result.squared_distance[mine], kind="stable")[:4]]
+        assert set(kept) & set(mine) == set(best)
+
+
+def test_a_continued_hierarchy_is_the_same() -> None:
+    rows, _ = rings(800)
+    whole = list(hierarchical_kmeans(ArraySource(rows), [100, 20, 5], stream=1, resampling_steps=1))
+    rest = list(hierarchical_kmeans(ArraySource(rows), [100, 20, 5], stream=1, resampling_steps=1, done=whole[:1]))
+    assert len(rest) == 2
+    for again, before in zip(rest, whole[1:], strict=True):
+        assert np.array_equal(again.centroids, before.centroids)
+
+
+def test_fewer_distinct_rows_than_clusters_leave_levels_out() -> None:
+    rows = np.repeat(np.eye(4, dtype=np.float16), 30, axis=0)
+    hierarchy = build(rows, [50, 10, 2])
+    assert [level.num_clusters for level in hierarchy.levels] == [4, 2]
+    assert hierarchy.levels[-1].sizes.sum() == 120
+
+
+@pytest.mark.parametrize("rows", [np.zeros((1, 3)), np.ones((50, 3)), np.eye(3)])
+def test_degenerate_data(rows: np.ndarray) -> None:
+    hierarchy = build(rows.astype(np.float16), [10, 2])
+    assert hierarchy.levels[-1].sizes.sum() == len(rows)
+    assert isinstance(hierarchy.levels[0], Level)
+
+
+def test_levels_must_descend() -> None:
+    with pytest.raises(ConfigError, match="descend"):
+        build(np.eye(4), [2, 3])

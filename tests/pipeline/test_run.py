@@ -1,0 +1,210 @@
+"""A whole run: what it leaves for other tools, and that nothing can break it."""
+
+import json
+import random
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import webdataset
+from safetensors.torch import load_file
+
+from launch.config import load_run
+from pipeline.artifacts import Manifest, Part
+from pipeline.rounds import steps
+from tests.conftest import FinishedRun
+from tests.helpers import TINY, WINDROW, Killable, windrow, words
+
+pytestmark = pytest.mark.xdist_group("run")
+
+
+def test_plain_webdataset_reads_the_shards(tiny_run: FinishedRun) -> None:
+    shards = sorted(str(path) for path in (tiny_run.directory / "samples").glob("*.tar"))
+    found = {sample["__key__"]: sample for sample in webdataset.WebDataset(shards, shardshuffle=False)}
+    index = pa.concat_tables([pq.read_table(path) for path in sorted((tiny_run.directory / "samples" / "index").iterdir())])
+    assert set(found) == set(index["key"].to_pylist())
+    for row in index.to_pylist():
+        (content,) = [value for name, value in found[row["key"]].items() if not name.startswith("_")]
+        assert len(content) == row["size"]
+        with (tiny_run.directory / "samples" / row["shard"]).open("rb") as file:
+            file.seek(row["offset"])
+            assert file.read(row["size"]) == content
+    decoded = next(iter(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8")))
+    assert any(getattr(value, "shape", None) == (20, 24, 3) for value in decoded.values())
+
+
+def test_pyarrow_and_numpy_read_every_table(tiny_run: FinishedRun) -> None:
+    place = tiny_run.directory / "round-1"
+    pool = Manifest.read(tiny_run.directory / "samples").statistics["pool"]
+    tables = [pa.ipc.open_file(path).read_all() for path in sorted((place / "embed").glob("*.arrow"))]
+    embeddings = pa.concat_tables(tables)
+    assert embeddings["row_id"].to_pylist() == list(range(pool))
+    assert embeddings.schema.field("embedding").type == pa.list_(pa.float16(), 16)
+    selection = pq.read_table(place / "select" / "selection.parquet")
+    assert selection.num_rows == round(pool / 2)
+    training = pq.read_table(place / "select" / "training.parquet").to_pylist()
+    assert [row["row_id"] for row in training] == selection["row_id"].to_pylist()
+    assert {"shard", "offset", "size", "repeats", "level_1", "level_2"} <= set(training[0])
+    labels = pq.read_table(place / "select" / "pseudo-labels.parquet")
+    assignment = np.load(place / "cluster" / "level-1" / "assignment.npy")
+    assert labels["level_1"].to_pylist() == assignment.tolist()
+    upper = np.load(place / "cluster" / "level-2" / "assignment.npy")
+    assert labels["level_2"].to_pylist() == upper[assignment].tolist()
+    assert "label" not in training[0]
+
+
+def test_torch_and_safetensors_read_the_weights(tiny_run: FinishedRun) -> None:
+    train = tiny_run.directory / "round-1" / "train"
+    (path,) = (train / "checkpoints").iterdir()
+    state = torch.load(path, weights_only=True)
+    assert state["step"] == sum(1 for _ in (train / "metrics.jsonl").open())
+    exported = load_file(train / "encoder.safetensors")
+    assert torch.equal(exported["cls_token"], state["method"]["teacher.backbone.cls_token"])
+
+
+def test_the_second_round_starts_from_the_first(tiny_run: FinishedRun) -> None:
+    for number in (0, 1):
+        assert (tiny_run.directory / f"round-{number}" / "evaluate" / "evaluation.json").exists()
+    manifest = Manifest.read(tiny_run.directory / "round-1" / "embed")
+    assert manifest.parents["encoder"] == Manifest.read(tiny_run.directory / "round-0" / "train").fingerprint
+    evaluation = json.loads((tiny_run.directory / "round-1" / "evaluate" / "evaluation.json").read_text())
+    assert {"knn", "linear", "rankme", "class_balance"} <= set(evaluation)
+
+
+def test_every_part_is_what_its_manifest_says(tiny_run: FinishedRun) -> None:
+    for path in tiny_run.directory.rglob("manifest.json"):
+        for part in Manifest.read(path.parent).parts:
+            assert Part.of(path.parent, part.path, part.num_rows) == part
+
+
+def test_what_will_run_is_known_beforehand(tiny_run: FinishedRun) -> None:
+    for step in steps(load_run(str(tiny_run.directory / "config.yaml"))):
+        assert Manifest.read(tiny_run.directory / step.name).fingerprint == step.fingerprint
+
+
+def test_the_same_command_again_does_nothing(tiny_run: FinishedRun) -> None:
+    before = _state(tiny_run.directory)
+    again = windrow("run", str(tiny_run.directory / "config.yaml"))
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("finished already") == 12
+    assert _state(tiny_run.directory) == before
+
+
+def test_other_settings_are_refused_or_set_aside(tiny_run: FinishedRun, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run.directory, copy)
+    trained = _state(copy / "round-0" / "train")
+    command = ["run", str(tiny_run.config), f"run_dir={copy}", *words({**TINY, "rounds": 1, "evaluate.neighbours": [5]})]
+    refused = windrow(*command)
+    assert refused.returncode == 2
+    assert "neighbours was [3], now [5]" in refused.stderr
+    assert "--redo" in refused.stderr
+    done = windrow(*command, "--redo")
+    assert done.returncode == 0, done.stderr
+    old, new = copy / "superseded" / "round-0" / "evaluate.1", copy / "round-0" / "evaluate"
+    assert "knn_3" in json.loads((old / "evaluation.json").read_text())
+    assert "knn_5" in json.loads((new / "evaluation.json").read_text())
+    assert _state(copy / "round-0" / "train") == trained
+
+
+def test_status_and_plan_tell_the_truth(tiny_run: FinishedRun, tmp_path: Path) -> None:
+    status = windrow("status", str(tiny_run.directory))
+    assert status.returncode == 0
+    assert status.stdout.count("finished") == 12
+    pool = Manifest.read(tiny_run.directory / "samples").statistics["pool"]
+    assert f"pool {pool}, held out 12, set aside 5" in status.stdout
+    planned = windrow("plan", str(tiny_run.config), f"run_dir={tmp_path}/none", *words(TINY))
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.count("to do") == 12
+    assert not (tmp_path / "none").exists()
+
+
+def test_stage_verbs_make_what_a_run_makes(tiny_run: FinishedRun, tiny_images: Path, tmp_path: Path) -> None:
+    place, out = tiny_run.directory, tmp_path
+    for command in (
+        ["shard", str(tiny_images), f"{out}/samples", "samples_per_shard=16"],
+        ["embed", f"{out}/samples", f"{out}/embed", "encoder.image_size=8", "encoder.dim=12"],
+        ["cluster", f"{out}/embed", f"{out}/cluster", "levels=[12,4]", "resampling_steps=2"],
+        ["select", f"{out}/samples", f"{out}/cluster", f"{out}/select", "fraction=0.5"],
+    ):
+        done = windrow(*command)
+        assert done.returncode == 0, done.stderr
+    assert (out / "samples" / "train-000000.tar").read_bytes() == (place / "samples" / "train-000000.tar").read_bytes()
+    assert Manifest.read(out / "samples").fingerprint == Manifest.read(place / "samples").fingerprint
+    assert pq.read_table(out / "select" / "selection.parquet").num_rows == 18
+    scored = windrow("evaluate", f"{out}/samples", str(place / "round-0" / "train"), f"{out}/evaluate")
+    assert scored.returncode == 0, scored.stderr
+    assert "knn:" in scored.stdout
+
+
+def test_stages_refuse_what_is_not_theirs(tiny_run: FinishedRun, tmp_path: Path) -> None:
+    wrong = windrow("cluster", str(tiny_run.directory / "samples"), f"{tmp_path}/x")
+    assert wrong.returncode == 2
+    assert "holds samples; embeddings is needed here" in wrong.stderr
+    missing = windrow("cluster", f"{tmp_path}/nowhere", f"{tmp_path}/y")
+    assert missing.returncode == 2
+    assert "does not exist" in missing.stderr
+
+
+def test_two_writers_do_not_meet(tiny_run: FinishedRun, tmp_path: Path) -> None:
+    from pipeline.lock import locked
+
+    with locked(tmp_path / "run"):
+        second = windrow("run", str(tiny_run.config), f"run_dir={tmp_path}/run", *words(TINY))
+    assert second.returncode == 2
+    assert "Another windrow process" in second.stderr
+
+
+def test_killed_at_twenty_moments_a_run_ends_with_the_same_bits(tiny_run: FinishedRun, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = [WINDROW, "run", str(tiny_run.config), f"run_dir={run_dir}", *words(TINY)]
+    names = [step.name for step in steps(load_run(str(tiny_run.directory / "config.yaml")))]
+    # Inside every stage once, and again where there is most to lose.
+    targets = names + [name for name in names if name.endswith(("train", "samples", "embed", "cluster"))]
+    targets = sorted([*targets, "round-1/train"], key=names.index)
+    chance = random.Random(0)
+    finished: dict[Path, tuple[int, int]] = {}
+    kills = []
+    for name in targets:
+        running = Killable(command, tmp_path / "log")
+        assert running.wait_for(f"{name} …"), (tmp_path / "log").read_text()
+        try:
+            running.process.wait(chance.uniform(0, 2.5) if "select" not in name else 0.01)
+        except Exception:  # still running, as it should be
+            running.kill()
+            kills.append(name)
+        for manifest in run_dir.rglob("manifest.json"):
+            for part in Manifest.read(manifest.parent).parts:
+                state = (manifest.parent / part.path).stat()
+                finished.setdefault(manifest.parent / part.path, (state.st_ino, state.st_mtime_ns))
+    assert len(kills) >= 20
+    done = windrow(*command[1:])
+    assert done.returncode == 0, done.stderr
+    assert _contents(run_dir) == _contents(tiny_run.directory)
+    for path, state in finished.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == state, f"{path} was made again"
+
+
+def _artifacts(run_dir: Path) -> list[Path]:
+    """Files of artifacts; not the logs, which tell of times."""
+    apart = {".lock", "events.jsonl", "provenance.json", "report.html", "config.yaml"}
+    return sorted(path for path in run_dir.rglob("*") if path.is_file() and path.name not in apart)
+
+
+def _contents(run_dir: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in _artifacts(run_dir)}
+
+
+def _state(run_dir: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in _artifacts(run_dir)}
+
+
+def test_nothing_in_a_shard_tells_when_or_by_whom_it_was_made(tiny_run: FinishedRun) -> None:
+    with tarfile.open(tiny_run.directory / "samples" / "train-000000.tar") as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")

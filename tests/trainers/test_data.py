@@ -1,0 +1,106 @@
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from curation.errors import DataError
+from trainers.config import ViewsConfig
+from trainers.data import Batch, Loader, SampleList
+
+VIEWS = ViewsConfig(num_local=1, global_size=8, local_size=8)
+
+
+def shards(directory: Path, num: int = 10, num_shards: int = 3, repeats: list[int] | None = None) -> SampleList:
+    """Images whose red channel is ten times their row id."""
+    rows = []
+    for shard in range(num_shards):
+        with tarfile.open(directory / f"{shard}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for row in range(shard, num, num_shards):
+                buffer = io.BytesIO()
+                Image.fromarray(np.full((12, 12, 3), [row * 10, 0, 0], dtype=np.uint8)).save(buffer, "PNG")
+                member = tarfile.TarInfo(f"{row}.png")
+                member.size = buffer.tell()
+                rows.append({"row_id": row, "shard": f"{shard}.tar", "offset": tar.offset + 512, "size": member.size})
+                buffer.seek(0)
+                tar.addfile(member, buffer)
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["row_id"]))
+    if repeats:
+        table = table.append_column("repeats", pa.array(repeats, pa.int32()))
+    pq.write_table(table, directory / "list.parquet")
+    return SampleList.read(directory / "list.parquet", directory)
+
+
+def load(samples: SampleList, rank: int, world_size: int, first: int = 0, steps: int = 6, **options: int) -> list[Batch]:
+    loader = Loader(samples, VIEWS, seed=1, global_batch_size=4, rank=rank, world_size=world_size, **options)
+    return list(loader.batches(first, steps))
+
+
+def test_reads_the_right_bytes(tmp_path: Path) -> None:
+    samples = shards(tmp_path)
+    for batch in load(samples, 0, 1):
+        assert batch.global_crops.shape == (2, 4, 3, 8, 8)
+        assert batch.local_crops.shape == (1, 4, 3, 8, 8)
+        assert batch.global_crops[0, :, 0, 0, 0].tolist() == (batch.row_id * 10).tolist()
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_global_order_and_the_views_do_not_depend_on_ranks_or_threads(
+    tmp_path: Path, world_size: int, threads: int
+) -> None:
+    samples = shards(tmp_path)
+    alone = load(samples, 0, 1)
+    ranks = [load(samples, rank, world_size, threads=threads) for rank in range(world_size)]
+    for step, batch in enumerate(alone):
+        together = np.stack([rank[step].row_id for rank in ranks], axis=1).ravel()
+        assert together.tolist() == batch.row_id.tolist()
+        draws = np.stack([rank[step].draws.numbers for rank in ranks], axis=1).reshape(batch.draws.numbers.shape)
+        assert np.array_equal(draws, batch.draws.numbers)
+
+
+def test_resuming_at_a_step_gives_the_rest(tmp_path: Path) -> None:
+    samples = shards(tmp_path)
+    whole, rest = load(samples, 0, 1, 0, 9), load(samples, 0, 1, 5, 4)
+    assert [batch.row_id.tolist() for batch in whole[5:]] == [batch.row_id.tolist() for batch in rest]
+    assert all((a.global_crops == b.global_crops).all() for a, b in zip(whole[5:], rest, strict=True))
+
+
+def test_an_epoch_shows_each_sample_as_often_as_it_repeats_and_epochs_differ(tmp_path: Path) -> None:
+    repeats = [1, 0, 3, 1, 2, 1, 1, 1, 1, 1]
+    samples = shards(tmp_path, repeats=repeats)
+    shown = np.concatenate([batch.row_id for batch in load(samples, 0, 1, 0, 6)])
+    first, second = shown[:12], shown[12:24]
+    assert np.bincount(first, minlength=10).tolist() == repeats
+    assert np.bincount(second, minlength=10).tolist() == repeats
+    assert first.tolist() != second.tolist()
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="multiple of the 3 ranks"):
+        load(shards(tmp_path), 0, 3)
+
+
+def test_an_empty_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing to train on"):
+        load(shards(tmp_path, repeats=[0] * 10), 0, 1)
+
+
+def test_a_shard_that_lost_its_end_is_named(tmp_path: Path) -> None:
+    samples = shards(tmp_path)
+    (tmp_path / "1.tar").write_bytes((tmp_path / "1.tar").read_bytes()[:600])
+    with pytest.raises(DataError, match=r"Sample \d+ at byte \d+ of .*1\.tar"):
+        load(samples, 0, 1)
+
+
+def test_a_list_without_its_columns_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"row_id": [1]}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match="lacks the columns"):
+        SampleList.read(tmp_path / "list.parquet", tmp_path)
+    (tmp_path / "list.parquet").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="no readable Parquet"):
+        SampleList.read(tmp_path / "list.parquet", tmp_path)

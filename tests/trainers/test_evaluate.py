@@ -1,0 +1,52 @@
+import numpy as np
+
+from trainers.config import EvaluateConfig
+from trainers.evaluate import knn_accuracy, label_free, linear_probe_accuracy
+
+RNG = np.random.default_rng(0)
+CENTRES = np.eye(4, 16) * 3
+
+
+def blobs(num: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.arange(num) % 4
+    return (CENTRES[labels] + RNG.standard_normal((num, 16)) * 0.5).astype(np.float32), labels
+
+
+def test_separable_classes_are_recognised_and_shuffled_labels_are_not() -> None:
+    (bank, bank_labels), (queries, labels) = blobs(400), blobs(200)
+    scores = knn_accuracy(bank, bank_labels, queries, labels, EvaluateConfig())
+    assert scores["knn"] == max(scores["knn_10"], scores["knn_20"]) > 0.98
+    assert linear_probe_accuracy(bank, bank_labels, queries, labels) > 0.98
+    wrong = RNG.permutation(bank_labels)
+    assert knn_accuracy(bank, wrong, queries, labels, EvaluateConfig())["knn"] < 0.5
+    assert linear_probe_accuracy(bank, wrong, queries, labels) < 0.5
+
+
+def test_weighted_knn_equals_a_literal_vote() -> None:
+    (bank, bank_labels), (queries, labels) = blobs(60), blobs(20)
+    queries += RNG.standard_normal(queries.shape).astype(np.float32)
+    config = EvaluateConfig(neighbours=(7,), temperature=0.5)
+    hits = 0
+    for query, label in zip(queries, labels, strict=True):
+        cosine = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
+        votes = np.zeros(4)
+        for index in np.argsort(-cosine)[:7]:
+            votes[bank_labels[index]] += np.exp(cosine[index] / 0.5)
+        hits += votes.argmax() == label
+    assert knn_accuracy(bank, bank_labels, queries, labels, config)["knn"] == hits / 20
+
+
+def test_a_small_bank_and_one_class_are_no_error() -> None:
+    bank, _ = blobs(3)
+    zeros = np.zeros(3, dtype=np.int64)
+    assert knn_accuracy(bank, zeros, bank, zeros, EvaluateConfig())["knn"] == 1
+    assert linear_probe_accuracy(bank, zeros, bank, zeros) == 1
+
+
+def test_collapse_shows_without_labels() -> None:
+    spread, _ = blobs(300)
+    collapsed = np.ones((300, 16), dtype=np.float32) + 1e-4 * spread
+    healthy, sick = (label_free(features, stream=1) for features in (spread, collapsed))
+    assert healthy["rankme"] > 8 > 1.5 > sick["rankme"]
+    assert healthy["uniformity"] < sick["uniformity"]
+    assert healthy["feature_std"] > 10 * sick["feature_std"]

@@ -1,0 +1,148 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from curation.errors import DataError
+from tests.helpers import on_ranks
+from tests.trainers.test_data import shards
+from trainers import checkpoint
+from trainers.config import DinoConfig, SwavConfig, TimmConfig, TrainConfig, ViewsConfig, VitConfig
+from trainers.data import Loader, SampleList
+from trainers.encoders import Encoder
+from trainers.train import METRICS, train
+
+VIEWS = ViewsConfig(num_local=2, global_size=16, local_size=8)
+VIT = VitConfig(image_size=16, patch_size=8, dim=24, depth=2, heads=2)
+DINO = DinoConfig(prototypes=24, hidden_dim=32, bottleneck_dim=16, momentum=0.9)
+SWAV = SwavConfig(prototypes=12, hidden_dim=32, bottleneck_dim=16)
+CONFIG = TrainConfig(
+    method=DINO,
+    encoder=VIT,
+    views=VIEWS,
+    epochs=8,
+    global_batch_size=8,
+    warmup_epochs=1,
+    learning_rate=0.02,
+    checkpoint_every=4,
+    log_every=2,
+)
+
+
+def losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["loss"] for row in rows]
+
+
+def go(config: TrainConfig, samples: SampleList, out: Path, *, rank: int = 0, stop_after: int | None = None) -> None:
+    for progress in train(config, samples, out, seed=3, rank=rank):
+        if progress.step == stop_after:
+            return
+
+
+@pytest.mark.parametrize(
+    ("method", "encoder"), [(DINO, VIT), (SWAV, VIT), (DINO, TimmConfig(model="test_resnet", image_size=16))]
+)
+def test_a_short_training_learns_and_leaves_an_encoder(
+    tmp_path: Path, method: DinoConfig | SwavConfig, encoder: VitConfig | TimmConfig
+) -> None:
+    samples = shards(tmp_path, num=24)
+    plain = VIEWS.model_copy(update={"jitter": 0.0, "grayscale": 0.0, "blur": (0.0, 0.0, 0.0), "solarize": (0.0, 0.0, 0.0)})
+    config = CONFIG.model_copy(update={"method": method, "encoder": encoder, "epochs": 20.0, "views": plain})
+    go(config, samples, tmp_path / "out")
+    curve = losses(tmp_path / "out")
+    assert len(curve) == 60
+    assert min(curve[20:]) < max(curve[:20]) - 0.3
+    features = Encoder.load(tmp_path / "out")(torch.from_numpy(samples.squares(np.arange(24), 16)))
+    assert features.isfinite().all()
+    assert features.std(0).mean() > 1e-4
+
+
+def test_a_resumed_training_is_bit_equal(tmp_path: Path) -> None:
+    samples = shards(tmp_path, num=24)
+    for method in (DINO, SWAV):
+        config = CONFIG.model_copy(update={"method": method})
+        whole, parts = tmp_path / f"whole {method.type}", tmp_path / f"parts {method.type}"
+        go(config, samples, whole)
+        go(config, samples, parts, stop_after=10)  # two steps past the checkpoint of step 8
+        go(config, samples, parts)
+        assert (whole / METRICS).read_bytes() == (parts / METRICS).read_bytes()
+        for name in ("encoder.safetensors", "checkpoints/step-00000024.pt"):
+            assert (whole / name).read_bytes() == (parts / name).read_bytes()
+
+
+def _record_order(rank: int, directory: Path, world_size: int, first: int) -> None:
+    """Keep which samples this rank sees from step `first` on."""
+    samples = SampleList.read(directory / "list.parquet", directory)
+    loader = Loader(samples, VIEWS, seed=3, global_batch_size=8, rank=rank, world_size=world_size)
+    order = np.stack([batch.row_id for batch in loader.batches(first, 16)])
+    np.save(directory / f"order-{world_size}-{rank}.npy", order)
+
+
+def _continue(rank: int, directory: Path, world_size: int) -> None:
+    samples = SampleList.read(directory / "list.parquet", directory)
+    for method in (DINO, SWAV):
+        out = directory / f"{method.type} on {world_size}"
+        go(CONFIG.model_copy(update={"method": method}), samples, out, rank=rank)
+    _record_order(rank, directory, world_size, 8)
+
+
+def test_resumed_on_one_two_and_four_ranks_it_is_the_same_run(tmp_path: Path) -> None:
+    samples = shards(tmp_path, num=24)
+    for method in (DINO, SWAV):
+        begun = tmp_path / method.type
+        go(CONFIG.model_copy(update={"method": method}), samples, begun, stop_after=8)
+        for world_size in (1, 2, 4):
+            shutil.copytree(begun, tmp_path / f"{method.type} on {world_size}")
+    orders = []
+    for world_size in (1, 2, 4):
+        on_ranks(_continue, world_size, tmp_path, world_size)
+        ranks = [np.load(tmp_path / f"order-{world_size}-{rank}.npy") for rank in range(world_size)]
+        orders.append(np.stack(ranks, axis=2).reshape(16, 8).tolist())
+    assert orders[0] == orders[1] == orders[2]
+    for method in (DINO, SWAV):
+        alone, *others = (losses(tmp_path / f"{method.type} on {world_size}") for world_size in (1, 2, 4))
+        assert len(alone) == 24
+        for curve in others:
+            assert np.abs(np.subtract(curve, alone)).max() < 1e-4
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(tmp_path: Path) -> None:
+    samples = shards(tmp_path, num=24)
+    wild = CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_epochs": 0.0, "clip_gradient": 1e30})
+    with pytest.raises(DataError, match=r"Lower train\.learning_rate"):
+        go(wild, samples, tmp_path / "out")
+
+
+def test_frozen_prototypes_do_not_move(tmp_path: Path) -> None:
+    samples = shards(tmp_path, num=24)
+    frozen = CONFIG.model_copy(update={"method": DINO.model_copy(update={"freeze_prototypes_epochs": 4 / 3})})
+    go(frozen, samples, tmp_path / "out", stop_after=4)
+    early = checkpoint.newest(tmp_path / "out" / "checkpoints", torch.device("cpu"))
+    go(frozen, samples, tmp_path / "out", stop_after=8)
+    late = checkpoint.newest(tmp_path / "out" / "checkpoints", torch.device("cpu"))
+    assert early is not None
+    assert late is not None
+    name = "student.head.prototypes.weight"
+    assert not torch.equal(early["method"][name], late["method"][name])
+    begun = TrainConfig.model_validate({**frozen.model_dump(), "checkpoint_every": 1})
+    go(begun, samples, tmp_path / "first", stop_after=2)
+    first = checkpoint.newest(tmp_path / "first" / "checkpoints", torch.device("cpu"))
+    assert first is not None
+    assert torch.equal(early["method"][name], first["method"][name])
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"step": 1, "evil": Path}, tmp_path / "step-00000001.pt")
+    with pytest.raises(DataError, match="cannot be read"):
+        checkpoint.load(tmp_path / "step-00000001.pt", torch.device("cpu"))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, {"step": step})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002.pt", "step-00000003.pt"]
