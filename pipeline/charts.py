@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image, ImageOps
 
+WIDTH = 1006  # of what lies inside a card of the page, in pixels
 SHEET_COLUMNS = 32
 _MAX_CELL = 64
 _MAX_POINTS = 240

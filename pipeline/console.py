@@ -1,6 +1,5 @@
 """What a run says while it works: bars on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +91,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if hours == 0 else f"{hours} h {minutes_left:02d} min"
 
 
-def fail(message: str) -> None:
-    """A user's mistake, on standard error."""
-    RichConsole(stderr=True, highlight=False).print(f"windrow: {message}", markup=False, soft_wrap=True)
-    sys.stderr.flush()
+def size(num_bytes: float) -> str:
+    """For people: 512 B, 3.1 MB, 2.0 TB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

@@ -54,7 +54,7 @@ class WriteDigits:
                 content = _png(image, _SIDE)
                 write(f"train/{digit}/{index:04d}.png", content)
                 if seen[digit] % 10 == 3:
-                    write(f"train/{digit}/{index:04d} (copy).png", content)
+                    write(f"train/{digit}/{index:04d}.copy.png", content)
                 if seen[digit] % 40 == 7:
                     write(f"train/{digit}/{index:04d}.part.png", content[: len(content) // 2])
                 if seen[digit] % 60 == 11:

@@ -57,7 +57,7 @@ def evaluate_encoder(
     features, labels = {}, {}
     for split in (POOL, HELD_OUT):
         every = sample_list(samples, split)
-        names = read_index(samples, split, ["label"])["label"].to_numpy(zero_copy_only=False).astype(str)
+        names = read_index(samples, split, ["label"])["label"].to_numpy(zero_copy_only=False)
         rows = np.sort(rng.permute(rng.key(seed, split), np.arange(min(config.max_samples, len(every))), len(every)))
         features[split] = np.empty((0, 1), dtype=np.float32)
         if len(rows):
@@ -84,13 +84,13 @@ def evaluate_encoder(
 
 
 def _labelled(features: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    known = names != "None"
-    return features[known], names[known]
+    known = names != None  # noqa: E711 - elementwise
+    return features[known], names[known].astype(str)
 
 
 def _class_balance(samples: Path, selection: Path) -> dict[str, Any]:
-    """Class histograms of the pool and of what was selected of it."""
-    index = read_index(samples, POOL, ["row_id", "label"])
+    """Class histograms of the labelled pool and of what was selected of it."""
+    index = read_index(samples, POOL, ["row_id", "label"]).drop_null()
     classes, numbers = np.unique(index["label"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     chosen = np.isin(index["row_id"].to_numpy(), pq.read_table(selection / SELECTION)["row_id"].to_numpy())
     pool, selected = (np.bincount(numbers[mask], minlength=len(classes)) for mask in (chosen | True, chosen))

@@ -1,6 +1,5 @@
 """What a run would cost, and how far it is: read from the configuration and what lies in the run directory."""
 
-import json
 import math
 import tempfile
 import time
@@ -17,9 +16,10 @@ from curation.config import ClusterConfig
 from pipeline.artifacts import MANIFEST, Manifest
 from pipeline.cluster import Cluster
 from pipeline.config import DigitsConfig, RunConfig
-from pipeline.console import duration
+from pipeline.console import duration, size
 from pipeline.embed import Embed
 from pipeline.evaluate import Evaluate
+from pipeline.record import Run, headline
 from pipeline.rounds import steps
 from pipeline.select import Select
 from pipeline.shard import Shard
@@ -51,7 +51,7 @@ def show(config: RunConfig) -> None:
     """Print the plan of a run: one line a stage."""
     pool, held_out, source_bytes = _source_size(config)
     rate, device, cores = _matmul_rate()
-    known = {name.rsplit("/", 1)[-1]: seconds for name, seconds in _seconds(config.run_dir).items()}
+    known = {name.rsplit("/", 1)[-1]: seconds for name, seconds in Run.read(config.run_dir).seconds.items()}
     table = Table(box=box.SIMPLE_HEAD, title=f"Plan of {config.run_dir}", title_justify="left")
     for heading in ("stage", "state", "rows", "parts", "bytes", "FLOPs", "time"):
         table.add_column(heading, justify="left" if heading in ("stage", "state") else "right")
@@ -76,17 +76,16 @@ def show(config: RunConfig) -> None:
 
 def show_status(config: RunConfig) -> None:
     """Print how far a run is: one line a stage."""
-    seconds = _seconds(config.run_dir)
+    run = Run.read(config.run_dir)
     table = Table(box=box.SIMPLE_HEAD, title=f"Status of {config.run_dir}", title_justify="left")
     for heading in ("stage", "state", "bytes", "time", "result"):
         table.add_column(heading, justify="right" if heading in ("bytes", "time") else "left")
     for step in steps(config):
-        out = config.run_dir / step.name
-        num_bytes = took = ""
-        if (out / MANIFEST).exists():
-            num_bytes = size(sum(part.num_bytes for part in Manifest.read(out).parts))
-            took = duration(seconds[step.name]) if step.name in seconds else ""
-        table.add_row(step.name, state_of(step, config.run_dir), num_bytes, took, result_of(step, out))
+        manifest = run.manifests.get(step.name)
+        num_bytes = size(sum(part.num_bytes for part in manifest.parts)) if manifest else ""
+        took = duration(run.seconds[step.name]) if manifest and step.name in run.seconds else ""
+        made = headline(manifest) if manifest else ""
+        table.add_row(step.name, state_of(step, config.run_dir), num_bytes, took, made)
     Console(width=110 if not Console().is_terminal else None).print(table)
 
 
@@ -105,54 +104,12 @@ def state_of(step: Step, run_dir: Path) -> str:
     return f"begun, {done} parts" if done else "begun"
 
 
-def size(num_bytes: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000 or unit == "TB":
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    raise AssertionError
-
-
 def _si(number: float) -> str:
     for unit in ("", "k", "M", "G", "T", "P", "E"):
         if number < 1000 or unit == "E":
             return f"{number:.3g}{unit}" if number else ""
         number /= 1000
     raise AssertionError
-
-
-def result_of(step: Step, out: Path) -> str:
-    """What a stage found, in a few words; empty if it is not finished."""
-    if not (out / MANIFEST).exists():
-        return ""
-    found = Manifest.read(out).statistics
-    match step.stage:
-        case Shard():
-            return f"pool {found['pool']:,}, held out {found['held_out']:,}, set aside {sum(found['rejected'].values()):,}"
-        case Embed():
-            return f"{found['rows']:,} rows of {found['dim']:,}"
-        case Cluster():
-            return " > ".join(f"{level['clusters']:,}" for level in found["levels"]) + " clusters"
-        case Select():
-            return f"{found['selected']:,} of {found['pool']:,}"
-        case Train():
-            *_, last = (out / METRICS).open()
-            return f"{found['steps']:,} steps, loss {json.loads(last)['loss']:.3f}"
-        case Evaluate():
-            names = {"knn": "kNN", "linear": "linear", "rankme": "RankMe"}
-            return ", ".join(f"{shown} {found[name]:.3g}" for name, shown in names.items() if name in found)
-        case _:
-            return f"{found['files']:,} files"
-
-
-def _seconds(run_dir: Path) -> dict[str, float]:
-    """How long each finished stage took, by name."""
-    try:
-        lines = (run_dir / "events.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    return {event["stage"]: event["seconds"] for event in map(json.loads, lines)}
 
 
 def _source_size(config: RunConfig) -> tuple[int, int, int]:

@@ -47,10 +47,7 @@ def find_images(path: Path, unpack_to: Path) -> list[Found]:
     if not path.exists():
         raise DataError(f"source.path {path} does not exist. Correct the path; relative paths start at {Path.cwd()}.")
     try:
-        if path.is_dir():
-            found = list(_walk(path, path, unpack_to))
-        else:
-            found = list(_read_tar(path, path.name, unpack_to))
+        found = list(_walk(path, path, unpack_to)) if path.is_dir() else list(_read_tar(path, path.name, unpack_to))
     except PermissionError as error:
         raise DataError(
             f"{error.filename or path} may not be read by this user. Change its permissions, or move it out of the source."

@@ -1,5 +1,6 @@
 """train: self-supervised pretraining on the selection, one process a rank."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ class Train:
         with work.runtime.console.progress("train", 0, "steps") as meter:
             for last in work.runtime.ranks(train_rank, ranks, *args, gpu=True):
                 meter.move(last.step, last.total_steps, f"{last.images_per_second:,.0f} images/s, loss {last.loss:.3f}")
-        steps = sum(1 for _ in (work.out / METRICS).open())
+        losses = [json.loads(line)["loss"] for line in (work.out / METRICS).open()]
+        steps = len(losses)
         newest = checkpoint.newest_path(work.out / CHECKPOINTS)
         assert newest is not None
         for old in (work.out / CHECKPOINTS).iterdir():
@@ -51,7 +53,7 @@ class Train:
         paths = [f"{CHECKPOINTS}/{newest.name}", METRICS, WEIGHTS, DESCRIPTION]
         return Made(
             [Part.of(work.out, path, steps if path == METRICS else 0) for path in paths],
-            {"steps": steps, "samples_seen": steps * self.config.global_batch_size},
+            {"steps": steps, "samples_seen": steps * self.config.global_batch_size, "final_loss": losses[-1]},
         )
 
     def num_ranks(self, work: Work) -> int:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import report
+from pipeline import pictures, report
 from pipeline.artifacts import Manifest
 from pipeline.config import RunConfig
 from pipeline.console import Console
@@ -179,6 +179,6 @@ def test_names_out_of_tars_lead_nowhere(tmp_path: Path) -> None:
     root.mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "outside.png")
     Image.new("RGB", (20, 20)).save(root / "inside.png")
-    assert report._image_file(root, "inside.png") is not None
-    assert report._image_file(root, "../outside.png") is None
-    assert report._image_file(root, str(tmp_path / "outside.png")) is None
+    assert pictures._image_file(root, "inside.png") is not None
+    assert pictures._image_file(root, "../outside.png") is None
+    assert pictures._image_file(root, str(tmp_path / "outside.png")) is None
