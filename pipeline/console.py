@@ -62,10 +62,10 @@ class Meter:
 
     def move(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` units are done; `note` is shown beside the rate."""
-        if self._began_at is None:
-            self._began_at = done
-        self._done, self._total = done, total
         now = time.perf_counter()
+        if self._began_at is None:
+            self._began_at, self._began = done, now
+        self._done, self._total = done, total
         pace = (done - self._began_at) / max(now - self._began, 1e-9)
         left = (total - done) / pace if pace > 0 else float("inf")
         shown = note or f"{pace:,.0f} {self._unit}/s"

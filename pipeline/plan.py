@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,13 +16,14 @@ from pipeline.artifacts import MANIFEST, Manifest
 from pipeline.cluster import Cluster
 from pipeline.config import DigitsConfig, RunConfig
 from pipeline.console import duration, size
+from pipeline.digits import held_out_count, pool_counts
 from pipeline.embed import Embed
 from pipeline.evaluate import Evaluate
 from pipeline.record import Run, headline
 from pipeline.rounds import steps
 from pipeline.select import Select
 from pipeline.shard import Shard
-from pipeline.sources import POOL, find_images, long_tail_counts, thin_to_long_tail
+from pipeline.sources import POOL, find_images, thin_to_long_tail
 from pipeline.stage import BEGUN, WORK, Step, stale
 from pipeline.train import Train
 from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, TrainConfig
@@ -119,10 +119,7 @@ def _source_size(config: RunConfig) -> tuple[int, int, int]:
         statistics = Manifest.read(samples).statistics
         return statistics["pool"], statistics["held_out"], statistics["bytes"]
     if isinstance(config.source, DigitsConfig):
-        from pipeline.digits import pool_and_held_out
-
-        pool_labels, held_out = pool_and_held_out()
-        pool = int(long_tail_counts(np.bincount(pool_labels), config.source.long_tail).sum())
+        pool, held_out = int(pool_counts(config.source).sum()), held_out_count()
         return pool, held_out, 700 * (pool + held_out)
     with tempfile.TemporaryDirectory() as scratch:
         found = thin_to_long_tail(find_images(config.source.path, Path(scratch)), config.source.long_tail)

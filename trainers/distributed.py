@@ -48,15 +48,16 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input.float()
         count = x.numel() // x.shape[1] * world_size()
-        mean = _SumOverRanks.apply(x.sum(axes)) / count
-        centred = x - mean.view(shape)
-        variance = _SumOverRanks.apply((centred * centred).sum(axes)) / count
+        # Both moments travel in one message; in double precision their difference does not cancel.
+        sums = torch.stack([x.sum(axes, dtype=torch.float64), (x * x).sum(axes, dtype=torch.float64)])
+        first, second = _SumOverRanks.apply(sums) / count
+        mean, variance = first.float(), (second - first * first).clamp_min(0).float()
         if self.running_mean is not None and self.running_var is not None:
             momentum = 0.1 if self.momentum is None else self.momentum
             with torch.no_grad():
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(variance * count / max(count - 1, 1), momentum)
-        out = centred * torch.rsqrt(variance + self.eps).view(shape)
+        out = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(input.dtype)
