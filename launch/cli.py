@@ -1,10 +1,8 @@
 """The command line. Heavy imports wait inside the verbs, so that help is instant."""
 
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -212,9 +210,10 @@ def _run_stage(stage: "Stage", out: Path, inputs: dict[str, Path]) -> None:
     from pipeline.runtime import Runtime
     from pipeline.stage import run_stage
 
+    out = out.expanduser().absolute()
     absolute = {role: path.expanduser().absolute() for role, path in inputs.items()}
     with locked(out), Runtime(Console()) as runtime:
-        run_stage(stage, out.expanduser().absolute(), absolute, runtime)
+        run_stage(stage, out, absolute, runtime)
 
 
 def _config_of(run_dir: Path) -> Path:
@@ -230,16 +229,8 @@ def main() -> None:
     """Entry point: a user's mistake ends in a sentence and code 2, a bug in a traceback and code 1."""
     from curation.errors import UserError
 
-    _guarded(app, UserError)
-
-
-def _guarded(command: Callable[[], Any], mistake: type[Exception]) -> NoReturn:
     try:
-        command()
-    except mistake as error:
+        app()
+    except UserError as error:
         print(f"windrow: {error}", file=sys.stderr)
-        # Ray's threads and child processes are told to go by its exit handlers; nothing of ours is left to do.
         sys.exit(2)
-    except BrokenPipeError:
-        os._exit(1)
-    sys.exit(0)

@@ -251,4 +251,5 @@ def _tsne(features: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
 
 
 def label_name(name: str | None) -> str:
+    """A label as the page shows it."""
     return "no label" if name is None else name

@@ -44,7 +44,8 @@ class Runtime:
                 modules = [os.path.dirname(importlib.import_module(name).__file__ or "") for name in _PACKAGES]
                 options |= {"address": address, "runtime_env": {"py_modules": modules}}
             else:
-                options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+                # "local" starts a Ray of our own even where `ray start` runs another.
+                options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
             try:
                 ray.init(**options)
             except ConnectionError as error:

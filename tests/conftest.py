@@ -22,7 +22,7 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     good = root / "train" / "class 0" / "0000.png"
     (root / "train" / "empty.jpg").touch()
     (root / "train" / "cut.png").write_bytes(good.read_bytes()[:400])
-    (root / "train" / "copy of 0.png").write_bytes(good.read_bytes())
+    (root / "train" / "class 0" / "0000 copy.png").write_bytes(good.read_bytes())
     (root / "train" / "leak.jpg").write_bytes((root / "test" / "class 0" / "0003.jpg").read_bytes())
     write_images(root / "thumbnails", 1, side=6)
     return root

@@ -8,6 +8,7 @@ from curation.errors import ConfigError
 
 
 def world_size() -> int:
+    """Ranks of the process group; 1 without one."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

@@ -38,6 +38,20 @@ def test_plain_webdataset_reads_the_shards(tiny_run: FinishedRun) -> None:
     assert any(getattr(value, "shape", None) == (20, 24, 3) for value in decoded.values())
 
 
+def test_bad_files_are_set_aside_with_their_reasons(tiny_run: FinishedRun) -> None:
+    rejects = pq.read_table(tiny_run.directory / "samples" / "rejects.parquet").to_pylist()
+    reasons = {row["source"]: row["reason"] for row in rejects}
+    assert reasons["train/empty.jpg"] == "empty file"
+    assert reasons["train/cut.png"].startswith("corrupt image")
+    assert reasons["train/class 0/0000.png"] == "duplicate of train/class 0/0000 copy.png"
+    assert reasons["train/leak.jpg"] == "duplicate of test/class 0/0003.jpg"  # the held-out one stays
+    assert reasons["thumbnails/train/class 0/0000.png"] == "too small: 10 x 6 pixels"
+    index = pa.concat_tables([pq.read_table(path) for path in sorted((tiny_run.directory / "samples" / "index").iterdir())])
+    by_split = {split: [r["row_id"] for r in index.to_pylist() if r["split"] == split] for split in ("train", "test")}
+    assert sorted(by_split["train"]) == list(range(36))
+    assert sorted(by_split["test"]) == list(range(36, 48))
+
+
 def test_pyarrow_and_numpy_read_every_table(tiny_run: FinishedRun) -> None:
     place = tiny_run.directory / "round-1"
     pool = Manifest.read(tiny_run.directory / "samples").statistics["pool"]

@@ -1,0 +1,48 @@
+"""Real photographs and CIFAR-10, where they lie beside the project."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.artifacts import Manifest
+from pipeline.shard import read_index
+from tests.helpers import SHARED_DATA, windrow
+from trainers.data import SampleList
+
+pytestmark = pytest.mark.xdist_group("run")
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not (SHARED_DATA / name).exists(), reason=f"{SHARED_DATA / name} is not there")
+
+
+@needs("cifar10.tar.gz")
+def test_all_of_cifar10_from_its_archive(tmp_path: Path) -> None:
+    done = windrow("shard", str(SHARED_DATA / "cifar10.tar.gz"), f"{tmp_path}/samples")
+    assert done.returncode == 0, done.stderr
+    found = Manifest.read(tmp_path / "samples").statistics
+    assert found["files"] == 60_000
+    assert set(found["rejected"]) <= {"duplicate"}
+    assert found["pool"] + found["held_out"] + sum(found["rejected"].values()) == 60_000
+    index = read_index(tmp_path / "samples", "test", ["label", "width"])
+    assert set(index["width"].to_pylist()) == {32}
+    assert len(set(index["label"].to_pylist())) == 10
+
+
+@needs("photos1000.tar")
+def test_photographs_of_all_sizes(tmp_path: Path) -> None:
+    done = windrow("shard", str(SHARED_DATA / "photos1000.tar"), f"{tmp_path}/samples", "samples_per_shard=400")
+    assert done.returncode == 0, done.stderr
+    found = Manifest.read(tmp_path / "samples").statistics
+    assert found["pool"] + sum(found["rejected"].values()) == 1000
+    assert found["pool"] > 990
+    assert len(list((tmp_path / "samples").glob("train-*.tar"))) == 3
+    samples = SampleList.of(
+        read_index(tmp_path / "samples", "train", ["row_id", "shard", "offset", "size"]), tmp_path / "samples"
+    )
+    sizes = pq.read_table(tmp_path / "samples" / "index", columns=["width", "height"])
+    for index in (0, 401, len(samples) - 1):
+        assert samples.image(index).shape[:2] == (sizes["height"][index].as_py(), sizes["width"][index].as_py())
+    assert np.unique(sizes["width"].to_numpy()).size > 50
