@@ -1,6 +1,8 @@
 """Ray: the user's cluster where RAY_ADDRESS names one, else an embedded one that lives as long as this process."""
 
+import importlib
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -39,20 +41,13 @@ class Runtime:
             address = os.environ.get("RAY_ADDRESS")
             options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if address:
-                import importlib
-
+                _knock(address)
                 modules = [os.path.dirname(importlib.import_module(name).__file__ or "") for name in _PACKAGES]
                 options |= {"address": address, "runtime_env": {"py_modules": modules}}
             else:
                 # "local" starts a Ray of our own even where `ray start` runs another.
                 options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-            try:
-                ray.init(**options)
-            except ConnectionError as error:
-                raise UserError(
-                    f"No Ray cluster answers at RAY_ADDRESS={address!r}: {error} "
-                    "Start it, correct the address, or unset RAY_ADDRESS to use this machine alone."
-                ) from error
+            ray.init(**options)
             self._connected = True
         return ray
 
@@ -164,6 +159,20 @@ class _Rank:
         if num_ranks > 1:
             dist.barrier()
             dist.destroy_process_group()
+
+
+def _knock(address: str) -> None:
+    """Raise UserError if nobody listens at host:port; Ray itself would try for minutes."""
+    place = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)", address)
+    if place is None:  # "auto" and the like: Ray knows
+        return
+    try:
+        socket.create_connection((place[1], int(place[2])), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"No Ray cluster answers at RAY_ADDRESS={address!r}: {error.strerror or error}. "
+            "Start it, correct the address, or unset RAY_ADDRESS to use this machine alone."
+        ) from None
 
 
 def _get(ray: Any, reference: Any) -> Any:

@@ -84,7 +84,16 @@ class Killable:
             time.sleep(0.02)
         raise TimeoutError(self._log.read_text())
 
+    def ends_within(self, seconds: float) -> bool:
+        """Wait so long for the process to end by itself; False if it does not."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def kill(self) -> None:
+        """Kill the whole group, at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
