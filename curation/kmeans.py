@@ -182,8 +182,9 @@ def _repair(found: _Pass, source: EmbeddingSource, workers: Collectives) -> int:
     label = np.concatenate(workers.gather(found.assignment[worst]))
     rows = np.concatenate(workers.gather(source.take(found.first_row + worst).astype(np.float64)))
     moved = 0
-    for donor in np.argsort(-distance, kind="stable"):
-        if moved == len(empty) or distance[donor] <= 0:
+    # Each worker offers as many rows; only the worst of all of them are the same for any number of workers.
+    for donor in np.argsort(-distance, kind="stable")[: len(empty)]:
+        if distance[donor] <= 0:
             break
         if found.counts[label[donor]] > 1:
             cluster = empty[moved]

@@ -24,7 +24,7 @@ ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML fi
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=SETTINGS)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Samples = Annotated[Path, typer.Argument(metavar="SAMPLES", help="What `windrow shard` wrote.")]
 
 
@@ -50,10 +50,13 @@ def run(
 
     loaded = load_run(config, settings or [])
     console = Console()
-    save_run(loaded)
-    with locked(loaded.run_dir), Runtime(console) as runtime:
+
+    def begin() -> None:
+        save_run(loaded)
         provenance.record(loaded.run_dir)
-        run_rounds(loaded, runtime, redo=redo)
+
+    with locked(loaded.run_dir), Runtime(console) as runtime:
+        run_rounds(loaded, runtime, redo=redo, begin=begin)
         page = report_page.write(loaded.run_dir)
     console.say(f"The report is at {page}")
 
@@ -73,7 +76,7 @@ def status(run_dir: RunArgument) -> None:
     from launch.config import load_run
     from pipeline.plan import show_status
 
-    show_status(load_run(str(_config_of(run_dir))))
+    show_status(load_run(str(_config_of(run_dir)), [f"run_dir='{run_dir.absolute()}'"]))
 
 
 @app.command()

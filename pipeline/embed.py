@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from curation import rng
 from curation.errors import DataError
@@ -72,7 +73,9 @@ def build_and_save(samples: Path, config: EmbedConfig, seed: int, out: Path) -> 
         pool = sample_list(samples, POOL)
         rows = rng.permute(rng.key(seed, "fit"), np.arange(min(_FIT_ROWS, len(pool))), len(pool))
         images = pool.squares(np.sort(rows), config.encoder.image_size)
-    build_encoder(config.encoder, images).save(out)
+    with torch.random.fork_rng(devices=[]):  # weights that are not pretrained are random, by the seed
+        torch.manual_seed(rng.key(seed, "weights") >> 1)
+        build_encoder(config.encoder, images).save(out)
 
 
 def sample_list(samples: Path, split: str) -> SampleList:

@@ -1,5 +1,6 @@
 """The loop: which stages a run has, and running them in order."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from curation import rng
@@ -59,10 +60,14 @@ def steps(config: RunConfig) -> list[Step]:
     return result
 
 
-def run(config: RunConfig, runtime: Runtime, *, redo: bool = False) -> None:
-    """Run what is missing of the whole loop. With `redo`, work for other settings is set aside instead of refused."""
+def run(config: RunConfig, runtime: Runtime, *, redo: bool = False, begin: Callable[[], object] = lambda: None) -> None:
+    """Run what is missing of the whole loop. With `redo`, work for other settings is set aside instead of refused.
+
+    `begin` is called once nothing speaks against the run any more.
+    """
     todo = steps(config)
     _settle_stale(todo, config.run_dir, runtime, redo=redo)
+    begin()
     for step in todo:
         run_step(step, config.run_dir, runtime)
 

@@ -136,8 +136,8 @@ class Shard:
             examples = "; ".join(f"{listed['source'][int(i)]}: {reason[i]}" for i in np.flatnonzero(reason != None)[:3])  # noqa: E711
             raise DataError(
                 f"{rejected:,} of {len(reason):,} images cannot be used, more than shard.max_rejected_fraction "
-                f"{self.config.max_rejected_fraction} allows. For example {examples}. Mend the source, or raise the "
-                "fraction if that is what it holds."
+                f"{self.config.max_rejected_fraction} allows. For example {examples}. Mend the source and "
+                f"delete {work.out}, or raise the fraction if that is what it holds."
             )
         # Of equal files the held-out one is kept, so that none of them is trained on; otherwise the first.
         digests = np.array(probed["digest"].to_pylist(), dtype=object)

@@ -3,6 +3,7 @@
 import gzip
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -73,13 +74,16 @@ def _walk(root: Path, directory: Path, unpack_to: Path) -> Iterator[Found]:
                 yield from _read_tar(path, name, unpack_to)
             elif path.suffix.lower() in SUFFIXES:
                 split, label = _meaning(name)
-                yield Found(name, path, 0, entry.stat().st_size, split, label)
+                try:
+                    yield Found(name, path, 0, entry.stat().st_size, split, label)
+                except FileNotFoundError:
+                    yield Found(name, path, 0, 0, split, label, problem="dangling link")
 
 
 def _read_tar(path: Path, name: str, unpack_to: Path) -> Iterator[Found]:
     """The images of one tar by offset. Members are never extracted, so no path in the tar can lead anywhere."""
     if name.endswith(_COMPRESSED):
-        path = _unpack(path, unpack_to / (name.replace("/", "__") + ".tar"))
+        path = _unpack(path, unpack_to / f"{rng.key(name):016x}.tar")
     elif not name.endswith(".tar"):
         raise DataError(f"{path} is neither a folder nor a tar. Give a folder of images, a .tar, a .tar.gz or a .tar.zst.")
     inside = PurePosixPath(name)
@@ -101,9 +105,18 @@ def _read_tar(path: Path, name: str, unpack_to: Path) -> Iterator[Found]:
                     label=label,
                     problem="truncated tar" if cut else None,
                 )
+            # A damaged header ends the iteration in silence; a whole tar ends in zeros.
+            if any(_bytes_at(path, archive.offset, tarfile.BLOCKSIZE)):
+                yield Found(name, path, 0, 0, POOL, None, problem=f"damaged tar: no header at byte {archive.offset}")
     except tarfile.ReadError as error:
         # What came before the damage is good. The damage itself becomes a reject that names the tar.
         yield Found(name, path, 0, 0, POOL, None, problem=f"damaged tar: {error}")
+
+
+def _bytes_at(path: Path, offset: int, num: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(num)
 
 
 def _unpack(path: Path, target: Path) -> Path:
@@ -120,7 +133,7 @@ def _unpack(path: Path, target: Path) -> Path:
                         f"{path} unpacks to more than {_MAX_UNPACKED_RATIO} times its size, which images never do. "
                         "If you trust it, unpack it yourself and give the plain tar."
                     )
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             # Cut short: keep what could be read; reading the tar reports the rest.

@@ -164,7 +164,7 @@ def run_stage(
     return manifest
 
 
-HOW_TO_REDO = "Use another directory, or pass --redo to set the old work aside and make it again"
+HOW_TO_REDO = "Use another directory, or (with `windrow run`) pass --redo to set the old work aside and make it again"
 
 
 def stale(out: Path, wanted: str, settings: dict[str, Any], parents: dict[str, str]) -> str | None:

@@ -13,5 +13,6 @@ def swapped_cross_entropy(predictions: Tensor, targets: Tensor) -> Tensor:
     `predictions` (V, B, K) are log-probabilities, views 0 and 1 the global ones; `targets` (2, B, K) are probabilities of
     those two. Returns a scalar.
     """
-    pairs = torch.einsum("gbk,vbk->gv", targets, predictions)
+    with torch.autocast(predictions.device.type, enabled=False):  # which would round log-probabilities to bf16
+        pairs = torch.einsum("gbk,vbk->gv", targets.float(), predictions.float())
     return -(pairs.sum() - pairs.diagonal().sum()) / (2 * (len(predictions) - 1) * predictions.shape[1])

@@ -88,8 +88,9 @@ def train(
     for batch in loader.batches(step, total_steps - step):
         clock = Clock(step, total_steps, steps_per_epoch)
         rate = _set_rates(optimizer, config, clock)
+        crops = _crops(config, batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            output = method.step(student, _crops(config, batch, device), clock)
+            output = method.step(student, crops, clock)
         optimizer.zero_grad()
         output.loss.backward()
         norm = nn.utils.clip_grad_norm_(method.student.parameters(), config.clip_gradient)
@@ -178,7 +179,7 @@ class _MetricLog:
             if not math.isfinite(row["loss"]):
                 raise DataError(
                     f"The loss became {row['loss']} at step {row['step']}. Lower train.learning_rate or raise "
-                    "train.warmup_epochs, and run again: training continues from the last checkpoint before it."
+                    "train.warmup_epochs, and run again with --redo."
                 )
         if self._path is not None:
             with self._path.open("a") as file:

@@ -123,6 +123,14 @@ def test_a_subset_is_clustered_like_its_copy() -> None:
 
 
 def _same_on_every_worker(rank: int) -> None:
+    # Few rows, several empty clusters, donors that may not give: more workers must not offer more.
+    few = np.array([[v, 0] for v in (0, 1, 2, 3, 100, 101, 102, 103)], dtype=np.float16)
+    seeds = np.array([[10, 0], [103, 0], [1000, 0], [2000, 0]], dtype=np.float32)
+    alone = kmeans(ArraySource(few, block_rows=2), 4, stream=1, initial=seeds, max_iterations=1)
+    shared = kmeans(
+        ArraySource(few, block_rows=2), 4, stream=1, initial=seeds, max_iterations=1, collectives=TorchCollectives()
+    )
+    assert np.array_equal(alone.centroids, shared.centroids)
     rows = mixture(5000, 16, 20)
     start = rows[:30].astype(np.float32)
     start[7] = 500  # and an empty cluster to repair

@@ -84,6 +84,31 @@ def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not list((tmp_path / "scratch").iterdir())
 
 
+def test_a_damaged_header_in_the_middle_is_not_passed_over(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "folder", 12)
+    with tarfile.open(tmp_path / "heap.tar", "w") as tar:
+        tar.add(folder, ".")
+        middle = tar.getmembers()[8].offset
+    content = bytearray((tmp_path / "heap.tar").read_bytes())
+    content[middle : middle + 512] = b"?" * 512
+    (tmp_path / "heap.tar").write_bytes(content)
+    problems = [image.problem for image in find_images(tmp_path / "heap.tar", tmp_path / "scratch") if image.problem]
+    assert len(problems) == 1
+    assert "damaged tar" in problems[0]
+
+
+def test_a_corrupt_archive_and_a_dangling_link_are_set_aside(tmp_path: Path) -> None:
+    write_images(tmp_path / "source", 4)
+    (tmp_path / "source" / "bad.tar.gz").write_bytes(b"\x1f\x8b\x08\x00" + b"\x07" * 600)
+    (tmp_path / "source" / "bad.tar.zst").write_bytes(zstandard.compress(bytes(9000))[:-4] + b"????" * 9)
+    (tmp_path / "source" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    found = find_images(tmp_path / "source", tmp_path / "scratch")
+    assert {image.source for image in found if image.problem is None} == {
+        image.source for image in found if image.source.startswith(("train", "test"))
+    }
+    assert "dangling link" in [image.problem for image in found]
+
+
 @pytest.mark.parametrize("content", [b"", b"no tar at all", bytes(700)])
 def test_a_file_that_is_no_tar_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.tar").write_bytes(content)

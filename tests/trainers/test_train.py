@@ -62,6 +62,15 @@ def test_a_short_training_learns_and_leaves_an_encoder(
     assert features.std(0).mean() > 1e-4
 
 
+def test_bf16_with_every_augmentation_stays_close_to_fp32(tmp_path: Path) -> None:
+    samples = shards(tmp_path, num=24)
+    blurred = VIEWS.model_copy(update={"blur": (1.0, 1.0, 1.0), "solarize": (0.5, 0.5, 0.5)})
+    for precision in ("fp32", "bf16"):
+        config = CONFIG.model_copy(update={"precision": precision, "epochs": 1.0, "views": blurred})
+        go(config, samples, tmp_path / precision)
+    assert np.abs(np.subtract(losses(tmp_path / "fp32"), losses(tmp_path / "bf16"))).max() < 0.1
+
+
 def test_a_resumed_training_is_bit_equal(tmp_path: Path) -> None:
     samples = shards(tmp_path, num=24)
     for method in (DINO, SWAV):
