@@ -44,6 +44,7 @@ class Embed:
 
     def make(self, work: Work) -> Made:
         samples = work.inputs["samples"]
+        read_kind(samples, "samples")
         encoder_directory = work.inputs.get("encoder", work.out)
         parts = []
         if not self.has_encoder:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from curation import rng
 from curation.files import write_atomic
 from curation.quality import total_variation_from_uniform
-from pipeline.artifacts import Part
+from pipeline.artifacts import Part, read_kind
 from pipeline.embed import sample_list
 from pipeline.select import SELECTION
 from pipeline.shard import read_index
@@ -38,6 +38,7 @@ class Evaluate:
 
     def make(self, work: Work) -> Made:
         selection = work.inputs.get("selection")
+        read_kind(work.inputs["samples"], "samples")
         work.runtime.call(
             evaluate_encoder, self.config, self.seed, work.inputs["samples"], work.inputs["encoder"], selection, work.out
         )

@@ -163,7 +163,9 @@ class _Rank:
 
 def _knock(address: str) -> None:
     """Raise UserError if nobody listens at host:port; Ray itself would try for minutes."""
-    place = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)", address)
+    if address.startswith("ray://"):
+        raise UserError("RAY_ADDRESS names a Ray Client (ray://…), which cannot stream. Give host:port of the head node.")
+    place = re.fullmatch(r"\[?([^/\]]+?)\]?:(\d+)", address)
     if place is None:  # "auto" and the like: Ray knows
         return
     try:

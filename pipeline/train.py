@@ -35,7 +35,10 @@ class Train:
     def make(self, work: Work) -> Made:
         samples, selection = work.inputs["samples"], work.inputs["selection"]
         previous = work.inputs.get("previous")
+        read_kind(samples, "samples")
         read_kind(selection, "selection")
+        if previous:
+            read_kind(previous, "training")
         ranks = self.num_ranks(work)
         init_from = checkpoint.newest_path(previous / CHECKPOINTS) if previous else None
         args = (self.config, selection / TRAINING, samples, work.out, self.seed, init_from)
@@ -60,6 +63,8 @@ class Train:
         """As configured, else one for each GPU, else two."""
         gpus = int(work.runtime.resources().get("GPU", 0))
         ranks = self.config.ranks or gpus or _CPU_RANKS
+        if gpus and ranks > gpus:
+            raise ConfigError(f"train.ranks is {ranks}, but there are {gpus} GPUs. A GPU serves one rank: set fewer, or none.")
         if self.config.global_batch_size % ranks:
             raise ConfigError(
                 f"train.global_batch_size {self.config.global_batch_size} is not a multiple of the {ranks} ranks this "
