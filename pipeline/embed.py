@@ -49,7 +49,7 @@ class Embed:
         parts = []
         if not self.has_encoder:
             if not (work.out / DESCRIPTION).exists():  # written last of the two
-                work.runtime.call(build_and_save, samples, self.config, self.seed, work.out)
+                work.runtime.call(build_and_save, samples, self.config, self.seed, work.out, gpu=False)
             parts = [Part.of(work.out, name, 0) for name in (WEIGHTS, DESCRIPTION)]
         shards = [p for p in Manifest.read(samples).parts if p.path.startswith(POOL)]
         embeddings = work.parts(

@@ -39,9 +39,8 @@ class Evaluate:
     def make(self, work: Work) -> Made:
         selection = work.inputs.get("selection")
         read_kind(work.inputs["samples"], "samples")
-        work.runtime.call(
-            evaluate_encoder, self.config, self.seed, work.inputs["samples"], work.inputs["encoder"], selection, work.out
-        )
+        inputs = (work.inputs["samples"], work.inputs["encoder"], selection)
+        work.runtime.call(evaluate_encoder, self.config, self.seed, *inputs, work.out, gpu=True)
         found = json.loads((work.out / EVALUATION).read_text())
         return Made([Part.of(work.out, EVALUATION, 1)], found)
 

@@ -1,6 +1,7 @@
 """Ray: the user's cluster where RAY_ADDRESS names one, else an embedded one that lives as long as this process."""
 
 import importlib
+import math
 import os
 import re
 import socket
@@ -90,12 +91,20 @@ class Runtime:
                 _get(ray, ready[0])
                 meter.advance(running.pop(ready[0]))
 
-    def call(self, function: Callable[..., T], *args: object) -> T:
-        """Call `function(*args)` once, with all CPUs of a machine to itself."""
+    def call(self, function: Callable[..., T], *args: object, gpu: bool) -> T:
+        """Call `function(*args)` once, with all CPUs of a machine to itself, and a GPU if there is one."""
         ray = self._ray()
-        cpus = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-        result: T = _get(ray, ray.remote(num_cpus=cpus, max_retries=3)(function).remote(*args))
+        machines = self._machines(on_gpu=gpu)
+        on_gpu = gpu and "GPU" in machines[0]
+        cpus = max(machine["CPU"] for machine in machines)
+        remote = ray.remote(num_cpus=cpus, num_gpus=1 if on_gpu else 0, max_retries=3)(function)
+        result: T = _get(ray, remote.remote(*args))
         return result
+
+    def _machines(self, on_gpu: bool) -> list[dict[str, float]]:
+        """What each machine that takes work has; of a cluster with GPUs, if wished, only the machines with them."""
+        nodes = [node["Resources"] for node in self._ray().nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        return ([node for node in nodes if "GPU" in node] if on_gpu else []) or nodes
 
     def ranks(self, function: Callable[..., Iterator[T]], num_ranks: int, *args: object, gpu: bool) -> Iterator[T]:
         """Run the generator `function(*args)` on each of `num_ranks` processes of one torch process group.
@@ -105,7 +114,10 @@ class Runtime:
         ray = self._ray()
         resources = self.resources()
         on_gpu = gpu and resources.get("GPU", 0) >= num_ranks
-        share = min(1.0, resources["CPU"] / num_ranks)
+        # Ranks share the cores evenly; Ray tells each how many threads that makes.
+        machines = self._machines(on_gpu)
+        share = min(machine["CPU"] for machine in machines) / math.ceil(num_ranks / len(machines))
+        share = math.floor(share) if share > 1 else share
         actor = ray.remote(num_cpus=share, num_gpus=1 if on_gpu else 0)(_Rank)
         actors = [actor.remote() for _ in range(num_ranks)]
         try:

@@ -67,16 +67,23 @@ def _walk(root: Path, directory: Path, unpack_to: Path) -> Iterator[Found]:
             if entry.name.startswith("."):
                 continue
             path = Path(entry.path)
-            name = path.relative_to(root).as_posix()
-            if entry.is_dir():
-                yield from _walk(root, path, unpack_to)
+            name = _printable(path.relative_to(root).as_posix())
+            if path.is_dir():  # False, not an error, for a link to itself
+                # A link back to a folder we are in holds nothing new, and no end.
+                if not directory.resolve().is_relative_to(path.resolve()):
+                    yield from _walk(root, path, unpack_to)
+            elif _printable(entry.path) != entry.path:
+                if path.suffix.lower() in {".tar", *SUFFIXES} or name.endswith(_COMPRESSED):
+                    yield Found(name, Path(_printable(entry.path)), 0, 0, POOL, None, problem="file name is not UTF-8")
             elif name.endswith((".tar", *_COMPRESSED)):
                 yield from _read_tar(path, name, unpack_to)
             elif path.suffix.lower() in SUFFIXES:
                 split, label = _meaning(name)
                 try:
                     yield Found(name, path, 0, entry.stat().st_size, split, label)
-                except FileNotFoundError:
+                except PermissionError:
+                    raise
+                except OSError:
                     yield Found(name, path, 0, 0, split, label, problem="dangling link")
 
 
@@ -94,10 +101,10 @@ def _read_tar(path: Path, name: str, unpack_to: Path) -> Iterator[Found]:
             for member in archive:
                 if not member.isfile() or PurePosixPath(member.name).suffix.lower() not in SUFFIXES:
                     continue
-                split, label = _meaning(member.name)
+                split, label = _meaning(_printable(member.name))
                 cut = member.offset_data + member.size > total
                 yield Found(
-                    source=f"{stem}/{member.name}",
+                    source=f"{stem}/{_printable(member.name)}",
                     file=path,
                     offset=member.offset_data,
                     size=member.size,
@@ -111,6 +118,11 @@ def _read_tar(path: Path, name: str, unpack_to: Path) -> Iterator[Found]:
     except tarfile.ReadError as error:
         # What came before the damage is good. The damage itself becomes a reject that names the tar.
         yield Found(name, path, 0, 0, POOL, None, problem=f"damaged tar: {error}")
+
+
+def _printable(name: str) -> str:
+    """A path as UTF-8, with what is not written as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _bytes_at(path: Path, offset: int, num: int) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curation.errors import ConfigError
+from curation.errors import ConfigError, DataError
 from pipeline.artifacts import Part, read_kind
 from pipeline.select import TRAINING
 from pipeline.stage import Made, Work
@@ -41,6 +41,8 @@ class Train:
             read_kind(previous, "training")
         ranks = self.num_ranks(work)
         init_from = checkpoint.newest_path(previous / CHECKPOINTS) if previous else None
+        if previous and init_from is None:
+            raise DataError(f"{previous} has no checkpoint left to start from. Train it again, or start without it.")
         args = (self.config, selection / TRAINING, samples, work.out, self.seed, init_from)
         last: TrainProgress | None = None
         with work.runtime.console.progress("train", 0, "steps") as meter:
@@ -48,6 +50,11 @@ class Train:
                 meter.move(last.step, last.total_steps, f"{last.images_per_second:,.0f} images/s, loss {last.loss:.3f}")
         losses = [json.loads(line)["loss"] for line in (work.out / METRICS).open()]
         steps = len(losses)
+        if last is not None and last.step != steps:
+            raise DataError(
+                f"{work.out / METRICS} has {steps:,} lines after {last.step:,} steps: something else wrote to it. See that "
+                f"no other process trains into {work.out}, delete that directory, and run again."
+            )
         newest = checkpoint.newest_path(work.out / CHECKPOINTS)
         assert newest is not None
         for old in (work.out / CHECKPOINTS).iterdir():

@@ -74,23 +74,13 @@ class Killable:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
     def wait_for(self, text: str, timeout: float = 120) -> bool:
-        """Wait until the output contains `text`; False if the process ended without it."""
+        """Wait until the output contains `text`; False if the process ended or the time passed without it."""
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if text in self._log.read_text():
-                return True
+        while time.monotonic() < deadline and text not in self._log.read_text():
             if self.process.poll() is not None:
-                return text in self._log.read_text()
-            time.sleep(0.02)
-        raise TimeoutError(self._log.read_text())
-
-    def ends_within(self, seconds: float) -> bool:
-        """Wait so long for the process to end by itself; False if it does not."""
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+                break
+            time.sleep(0.001)
+        return text in self._log.read_text()
 
     def kill(self) -> None:
         """Kill the whole group, at once."""

@@ -1,6 +1,7 @@
 """Encoders: from uint8 images to one feature vector each, and the directory they are saved to."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +55,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
+        self.inputs = InputRange.of(backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) uint8 to features (B, D) float32."""
-        return self.backbone(normalize(images)).float()
+        return self.backbone(self.inputs.normalize(images)).float()
 
     def save(self, directory: Path) -> None:
         """Write `encoder.safetensors` (keys as timm names them) and `encoder.json`."""
@@ -88,10 +90,25 @@ class Encoder(nn.Module):
         return cls(config, backbone).eval()
 
 
-def normalize(images: Tensor) -> Tensor:
-    """uint8 or [0, 1] float images to about [-1, 1]."""
-    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    return scaled * 2 - 1
+@dataclass(frozen=True)
+class InputRange:
+    """The mean and deviation of each channel, of values in [0, 1], that a backbone expects to be taken out."""
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def of(cls, backbone: nn.Module) -> "InputRange":
+        """What timm says of its models, trained or not; [-1, 1] for our own."""
+        said = getattr(backbone, "pretrained_cfg", None)
+        return cls(tuple(said["mean"]), tuple(said["std"])) if said else cls()
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 or [0, 1] float images (B, 3, S, S) to what the backbone expects."""
+        scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+        shape = (1, len(self.mean), 1, 1)
+        mean, std = scaled.new_tensor(self.mean).view(shape), scaled.new_tensor(self.std).view(shape)
+        return (scaled - mean) / std
 
 
 def build_backbone(config: VitConfig | TimmConfig) -> nn.Module:
@@ -116,5 +133,5 @@ def build_backbone(config: VitConfig | TimmConfig) -> nn.Module:
 def build_encoder(config: PixelsConfig | VitConfig | TimmConfig, sample: np.ndarray) -> Encoder:
     """An encoder before any training of ours; `sample` (N, 3, S, S) uint8 is what pixel components are fitted to."""
     if isinstance(config, PixelsConfig):
-        return Encoder(config, PixelComponents.fit(normalize(torch.from_numpy(sample)), config.dim)).eval()
+        return Encoder(config, PixelComponents.fit(InputRange().normalize(torch.from_numpy(sample)), config.dim)).eval()
     return Encoder(config, build_backbone(config)).eval()

@@ -38,7 +38,8 @@ def knn_accuracy(
     predictions: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
     for block in F.normalize(torch.from_numpy(queries), dim=1).split(1024):
         similarity, neighbours = (block @ reference.T).topk(max(ks), dim=1)
-        votes = (similarity / config.temperature).exp()
+        # Relative to the nearest, so that a small temperature cannot overflow.
+        votes = ((similarity - similarity[:, :1]) / config.temperature).exp()
         for k in ks:
             ballot = torch.zeros(len(block), num_classes)
             ballot.scatter_add_(1, targets[neighbours[:, :k]], votes[:, :k])

@@ -19,7 +19,7 @@ from trainers import checkpoint, views
 from trainers.config import TrainConfig
 from trainers.data import Batch, Loader, SampleList
 from trainers.distributed import sum_over_ranks, synchronise_batch_norm, world_size
-from trainers.encoders import Encoder, build_backbone, normalize
+from trainers.encoders import Encoder, InputRange, build_backbone
 from trainers.methods import Clock, Method, build_method
 from trainers.schedules import cosine, warmup_cosine
 
@@ -78,9 +78,10 @@ def train(
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
     elif init_from is not None:
-        method.load_state_dict(checkpoint.load(init_from, device)["method"])
+        _start_from(method, init_from, device)
     log = _MetricLog(out / METRICS if rank == 0 else None, keep_until=step)
     student = DistributedDataParallel(method.student) if world_size() > 1 else method.student
+    inputs = InputRange.of(method.encoder)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
     method.train()
@@ -88,14 +89,14 @@ def train(
     for batch in loader.batches(step, total_steps - step):
         clock = Clock(step, total_steps, steps_per_epoch)
         rate = _set_rates(optimizer, config, clock)
-        crops = _crops(config, batch, device)
+        crops = _crops(config, batch, inputs, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             output = method.step(student, crops, clock)
         optimizer.zero_grad()
         output.loss.backward()
-        norm = nn.utils.clip_grad_norm_(method.student.parameters(), config.clip_gradient)
         for parameter in method.frozen(clock):
             parameter.grad = None
+        norm = nn.utils.clip_grad_norm_(method.student.parameters(), config.clip_gradient)
         optimizer.step()
         method.after_step(clock)
         step += 1
@@ -111,6 +112,17 @@ def train(
             yield TrainProgress(step, total_steps, loss, pace)
     if rank == 0:
         Encoder(config.encoder, method.encoder).save(out)
+
+
+def _start_from(method: nn.Module, path: Path, device: torch.device) -> None:
+    """Give `method` the weights of another training. Raises DataError if that one was made otherwise."""
+    try:
+        method.load_state_dict(checkpoint.load(path, device)["method"])
+    except (KeyError, RuntimeError) as error:
+        raise DataError(
+            f"The training of {path} had another method or encoder, so this one cannot start from it. Give both the same "
+            f"train.method and train.encoder, or start without it. ({error})"
+        ) from error
 
 
 def _parameter_groups(student: nn.Module) -> list[dict[str, object]]:
@@ -135,11 +147,11 @@ def _set_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, clock: Clo
     return rate
 
 
-def _crops(config: TrainConfig, batch: Batch, device: torch.device) -> list[Tensor]:
+def _crops(config: TrainConfig, batch: Batch, inputs: InputRange, device: torch.device) -> list[Tensor]:
     """The batch's crops on the device, coloured and normalised: global ones, then local ones if there are any."""
     groups = [(batch.global_crops, 0), (batch.local_crops, 2)]
     return [
-        normalize(views.colour(config.views, group.to(device, non_blocking=True), batch.draws, first))
+        inputs.normalize(views.colour(config.views, group.to(device, non_blocking=True), batch.draws, first))
         for group, first in groups
         if len(group)
     ]

@@ -1,5 +1,6 @@
 """A whole run: what it leaves for other tools, and that nothing can break it."""
 
+import itertools
 import json
 import random
 import shutil
@@ -174,37 +175,35 @@ def test_two_writers_do_not_meet(tiny_run: FinishedRun, tmp_path: Path) -> None:
     assert "Another windrow process" in second.stderr
 
 
-def test_killed_at_twenty_moments_a_run_ends_with_the_same_bits(tiny_run: FinishedRun, tmp_path: Path) -> None:
+def test_killed_in_every_stage_a_run_ends_with_the_same_bits(tiny_run: FinishedRun, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     command = [WINDROW, "run", str(tiny_run.config), f"run_dir={run_dir}", *words(TINY)]
     names = [step.name for step in steps(load_run(str(tiny_run.directory / "config.yaml")))]
     chance = random.Random(0)
-    kills: list[str] = []
+    hit: list[str] = []  # for each kill the stage that it left unfinished
     finished: dict[Path, tuple[int, int]] = {}
-    while todo := [name for name in names if not (run_dir / name / "manifest.json").exists()]:
-        running = Killable(command, tmp_path / "log")
-        # Anywhere inside the stage, later and later until one attempt gets past it. A selection takes milliseconds: once
-        # the clustering before it was killed, the next attempt is killed as soon as the selection begins.
-        target, latest = todo[0], 3.0 * (1 + kills.count(todo[0]))
-        if target.endswith("cluster") and target in kills:
-            target, latest = todo[1], 0.0
-        assert running.wait_for(f"{target} …"), (tmp_path / "log").read_text()
-        if running.ends_within(chance.uniform(0, latest)):
-            assert running.process.returncode == 0, (tmp_path / "log").read_text()
-        else:
+    for name, following in itertools.zip_longest(names, names[1:]):
+        # Once as the stage begins and once anywhere in it, at the latest when the next begins: that one has kills of its
+        # own. A selection takes milliseconds and must be hit at once.
+        for latest in (0.0, 0.0) if name.endswith("select") else (0.3, 8.0):
+            if (run_dir / name / "manifest.json").exists():
+                break  # the last kill came just too late for it
+            running = Killable(command, tmp_path / "log")
+            assert running.wait_for(f"{name} …"), (tmp_path / "log").read_text()
+            running.wait_for(f"{following} …", chance.uniform(0, latest))
             running.kill()
-            kills.append(target)
-        for manifest in run_dir.rglob("manifest.json"):
-            for part in Manifest.read(manifest.parent).parts:
-                state = (manifest.parent / part.path).stat()
-                finished.setdefault(manifest.parent / part.path, (state.st_ino, state.st_mtime_ns))
+            hit += [name for name in names if not (run_dir / name / "manifest.json").exists()][:1]
+            for manifest in run_dir.rglob("manifest.json"):
+                for part in Manifest.read(manifest.parent).parts:
+                    state = (manifest.parent / part.path).stat()
+                    finished.setdefault(manifest.parent / part.path, (state.st_ino, state.st_mtime_ns))
     done = windrow(*command[1:])
     assert done.returncode == 0, done.stderr
     assert _contents(run_dir) == _contents(tiny_run.directory)
     for path, state in finished.items():
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == state, f"{path} was made again"
-    assert len(kills) >= 20
-    assert {"samples", "cluster", "train"} <= {name.split("/")[-1] for name in kills}
+    assert len(hit) >= 20
+    assert {name.split("/")[-1] for name in hit} == {name.split("/")[-1] for name in names}
 
 
 def _artifacts(run_dir: Path) -> list[Path]:

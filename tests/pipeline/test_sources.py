@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -107,6 +108,20 @@ def test_a_corrupt_archive_and_a_dangling_link_are_set_aside(tmp_path: Path) -> 
         image.source for image in found if image.source.startswith(("train", "test"))
     }
     assert "dangling link" in [image.problem for image in found]
+
+
+def test_links_in_circles_and_names_that_are_no_text_do_not_stop_the_listing(tmp_path: Path) -> None:
+    source = write_images(tmp_path / "source", 4)
+    images = find_images(source, tmp_path / "scratch")
+    (source / "train" / "circle").symlink_to(source)
+    (source / "itself.jpg").symlink_to(source / "itself.jpg")
+    (source / os.fsdecode(b"caf\xe9.jpg")).write_bytes((source / "train" / "class 0" / "0000.png").read_bytes())
+    found = find_images(source, tmp_path / "scratch")
+    assert [image for image in found if image.problem is None] == images
+    problems = {image.source: image.problem for image in found if image.problem}
+    assert problems == {"itself.jpg": "dangling link", "caf\\xe9.jpg": "file name is not UTF-8"}
+    for image in found:
+        str(image.file).encode()
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all", bytes(700)])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from curation.errors import ConfigError, DataError
 from trainers.config import PixelsConfig, TimmConfig, VitConfig
-from trainers.encoders import Encoder, build_backbone, build_encoder, normalize
+from trainers.encoders import Encoder, build_backbone, build_encoder
 
 VIT = VitConfig(image_size=32, patch_size=8, dim=48, depth=2, heads=3)
 
@@ -36,7 +36,7 @@ def test_our_vit_is_timms_with_the_same_weights(tmp_path: Path, pool: str, side:
     )
     peer.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
     images = pictures(side=side)
-    assert torch.allclose(encoder(images), peer.eval()(normalize(images)), atol=1e-5)
+    assert torch.allclose(encoder(images), peer.eval()((images / 255 - 0.5) / 0.5), atol=1e-5)
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -54,6 +54,15 @@ def test_pixel_components_are_principal() -> None:
     flat = sample.reshape(60, -1) / 255 * 2 - 1
     singular = np.linalg.svd(flat, compute_uv=False)[:10]
     assert np.allclose(np.linalg.norm(features, axis=0), singular, rtol=1e-3)
+
+
+def test_timm_models_see_the_range_they_were_made_for() -> None:
+    config = TimmConfig(model="resnet10t", image_size=32)
+    encoder = build_encoder(config, np.empty(0))
+    said = timm.data.resolve_data_config(model=encoder.backbone)
+    mean, std = (torch.tensor(said[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    assert torch.allclose(encoder(pictures()), encoder.backbone((pictures() / 255 - mean) / std), atol=1e-5)
+    assert said["mean"] != (0.5, 0.5, 0.5)
 
 
 def test_an_unknown_model_is_named_with_its_neighbours() -> None:

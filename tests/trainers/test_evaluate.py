@@ -36,6 +36,12 @@ def test_weighted_knn_equals_a_literal_vote() -> None:
     assert knn_accuracy(bank, bank_labels, queries, labels, config)["knn"] == hits / 20
 
 
+def test_a_small_temperature_does_not_overflow() -> None:
+    (bank, bank_labels), (queries, labels) = blobs(400), blobs(200)
+    config = EvaluateConfig(neighbours=(10,), temperature=0.001)
+    assert knn_accuracy(bank, bank_labels, queries, labels, config)["knn"] > 0.98
+
+
 def test_a_small_bank_and_one_class_are_no_error() -> None:
     bank, _ = blobs(3)
     zeros = np.zeros(3, dtype=np.int64)

@@ -13,7 +13,7 @@ from trainers import checkpoint
 from trainers.config import DinoConfig, SwavConfig, TimmConfig, TrainConfig, ViewsConfig, VitConfig
 from trainers.data import Loader, SampleList
 from trainers.encoders import Encoder
-from trainers.train import METRICS, train
+from trainers.train import CHECKPOINTS, METRICS, train
 
 VIEWS = ViewsConfig(num_local=2, global_size=16, local_size=8)
 VIT = VitConfig(image_size=16, patch_size=8, dim=24, depth=2, heads=2)
@@ -42,6 +42,16 @@ def go(config: TrainConfig, samples: SampleList, out: Path, *, rank: int = 0, st
     for progress in train(config, samples, out, seed=3, rank=rank):
         if progress.step == stop_after:
             return
+
+
+def test_a_start_from_something_else_is_refused(tmp_path: Path) -> None:
+    samples = shards(tmp_path, num=24)
+    go(CONFIG, samples, tmp_path / "first", stop_after=4)
+    start = checkpoint.newest_path(tmp_path / "first" / CHECKPOINTS)
+    other = CONFIG.model_copy(update={"method": SWAV})
+    with pytest.raises(DataError, match="another method or encoder"):
+        next(iter(train(other, samples, tmp_path / "second", seed=3, init_from=start)))
+    next(iter(train(CONFIG, samples, tmp_path / "third", seed=3, init_from=start)))
 
 
 @pytest.mark.parametrize(
