@@ -5,17 +5,19 @@ puts centroids where rows are dense. Clustering the centroids again, and refitti
 from every cluster (resampling), moves them towards an even cover of the space the rows occupy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from curation import rng
 from curation.collectives import Alone, Collectives
 from curation.errors import ConfigError
-from curation.kmeans import KMeansResult, kmeans
-from curation.source import ArraySource, EmbeddingSource, Subset
+from curation.journal import Journal
+from curation.kmeans import KMeansResult, Progress, kmeans_steps
+from curation.source import ArraySource, EmbeddingSource, SharedSource, Subset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,17 @@ class Level:
 
 
 @dataclass(frozen=True)
+class HierarchyProgress:
+    """What happens inside a level."""
+
+    level: int
+    """Counted from 1."""
+    step: int
+    """0 for the first k-means, then the resampling step."""
+    kmeans: Progress
+
+
+@dataclass(frozen=True)
 class ClusterHierarchy:
     """Levels from the rows upwards."""
 
@@ -57,23 +70,27 @@ class ClusterHierarchy:
 
 
 def hierarchical_kmeans(
-    source: EmbeddingSource,
+    source: SharedSource,
     num_clusters: Sequence[int],
     *,
     stream: int,
     resampling_steps: int = 10,
     max_iterations: int = 50,
+    spherical: bool = False,
     done: Sequence[Level] = (),
     collectives: Collectives | None = None,
-) -> Iterator[Level]:
-    """Yield one level after another, finest first, for `num_clusters`, which must descend.
+    journal: Journal | None = None,
+) -> Iterator["HierarchyProgress | Level"]:
+    """Yield one level after another, finest first, for `num_clusters`, which must descend, and the progress in between.
 
-    A level with fewer distinct items than asked gets as many clusters as there are, and a level that would not shrink the
-    one below is left out, so there may be fewer levels than asked. `done` are the levels an earlier call yielded; only those
-    that follow are made.
+    `source` is the whole of the rows on every worker, which reads its share of it; a level's assignment and distances are
+    those of this worker's share of the items below. A level with fewer distinct items than asked gets as many clusters as
+    there are, and a level that would not shrink the one below is left out, so there may be fewer levels than asked. `done`
+    are the levels an earlier call yielded; only those that follow are made.
     """
     if any(upper >= lower for lower, upper in pairwise(num_clusters)):
         raise ConfigError(f"Levels must descend, each coarser than the one below; found {list(num_clusters)}.")
+    workers, journal = collectives or Alone(), journal or Journal()
     levels = list(done)
     made = 0
     for depth, num in enumerate(num_clusters, start=1):
@@ -82,24 +99,28 @@ def hierarchical_kmeans(
         made += 1
         if made <= len(done):
             continue
-        items = ArraySource(levels[-1].centroids) if levels else source
-        result = _resampled_kmeans(
+        items = (ArraySource(levels[-1].centroids) if levels else source).share(workers.rank, workers.size)
+        result = yield from _resampled_kmeans(
             items,
             num,
             stream=rng.key(stream, "level", depth),
             resampling_steps=resampling_steps,
-            max_iterations=max_iterations,
-            # Centroids fit in memory everywhere: above level 1 every worker does the same work alone.
-            workers=(collectives or Alone()) if made == 1 else Alone(),
+            options={"max_iterations": max_iterations, "spherical": spherical, "collectives": workers},
+            workers=workers,
+            journal=journal.inner(f"level-{depth}"),
+            depth=depth,
         )
-        below = levels[-1].sizes if levels else None
-        rows = np.bincount(result.assignment, weights=below, minlength=len(result.centroids)).astype(np.int64)
+        sizes = result.sizes
+        if levels:
+            first = int(sum(np.concatenate(workers.gather(np.array([items.num_rows])))[: workers.rank]))
+            below = levels[-1].sizes[first : first + items.num_rows]
+            sizes = workers.sum(np.bincount(result.assignment, weights=below, minlength=len(result.centroids)))
         levels.append(
             Level(
                 centroids=result.centroids,
                 assignment=result.assignment,
                 squared_distance=result.squared_distance,
-                sizes=rows,
+                sizes=sizes.astype(np.int64),
             )
         )
         yield levels[-1]
@@ -111,31 +132,80 @@ def _resampled_kmeans(
     *,
     stream: int,
     resampling_steps: int,
-    max_iterations: int,
+    options: dict[str, Any],
     workers: Collectives,
-) -> KMeansResult:
-    """k-means, then `resampling_steps` times: refit on the closest rows of every cluster and assign all rows anew."""
-    whole = kmeans(items, num_clusters, stream=rng.key(stream, 0), max_iterations=max_iterations, collectives=workers)
-    for step in range(1, resampling_steps + 1):
-        # About half the mean cluster size, as the authors advise; below two a refit would only repeat the centroids.
-        closest = items.num_rows // (2 * len(whole.centroids))
-        if closest < 2:
-            break
-        kept = np.sort(closest_rows(whole, closest))
-        fitted = kmeans(
-            Subset(items, kept),
-            num_clusters,
-            stream=rng.key(stream, step),
-            max_iterations=max_iterations,
-            collectives=workers,
-        )
-        whole = kmeans(items, num_clusters, stream=stream, max_iterations=0, initial=fitted.centroids, collectives=workers)
+    journal: Journal,
+    depth: int,
+) -> Generator[HierarchyProgress, None, KMeansResult]:
+    """k-means, then `resampling_steps` times: refit on the closest items of every cluster and assign all items anew."""
+
+    def fit(rows: EmbeddingSource, step: int) -> Generator[HierarchyProgress, None, KMeansResult]:
+        steps = kmeans_steps(rows, num_clusters, stream=rng.key(stream, step), journal=journal.inner(f"step-{step}"), **options)
+        return (yield from _inside(depth, step, steps))
+
+    def assign(centroids: np.ndarray, step: int) -> Generator[HierarchyProgress, None, KMeansResult]:
+        only = {**options, "max_iterations": 0}
+        return (yield from _inside(depth, step, kmeans_steps(items, num_clusters, stream=stream, initial=centroids, **only)))
+
+    if saved := journal.load("resampling"):
+        done = int(saved["step"])
+        whole = yield from assign(saved["centroids"], done)
+    else:
+        done = 0
+        whole = yield from fit(items, 0)
+    for step in range(done + 1, resampling_steps + 1):
+        mean_size = whole.sizes.sum() / len(whole.sizes)
+        if mean_size < 2:
+            break  # one item a cluster would only repeat the centroids
+        # About half the mean cluster size, as the authors advise.
+        kept = closest_items(whole, max(2, round(mean_size / 2)), workers)
+        fitted = yield from fit(Subset(items, kept), step)
+        whole = yield from assign(fitted.centroids, step)
+        journal.save("resampling", step=np.array(step), centroids=whole.centroids)
     return whole
 
 
-def closest_rows(result: KMeansResult, per_cluster: int) -> np.ndarray:
-    """Indices of the `per_cluster` rows nearest to each centroid (all of a smaller cluster), cluster by cluster."""
-    ids = np.lexsort((result.squared_distance, result.assignment))
-    first = np.concatenate([[0], np.cumsum(result.sizes)[:-1]])
-    place = np.arange(len(ids)) - np.repeat(first, result.sizes)
-    return ids[place < per_cluster]
+def _inside(
+    depth: int, step: int, steps: Generator[Progress, None, KMeansResult]
+) -> Generator[HierarchyProgress, None, KMeansResult]:
+    """The same, with every report saying where it comes from."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            result: KMeansResult = end.value
+            return result
+        yield HierarchyProgress(depth, step, progress)
+
+
+def closest_items(result: KMeansResult, per_cluster: int, workers: Collectives) -> np.ndarray:
+    """Ascending indices of this worker's items among the `per_cluster` nearest to each centroid (all of a smaller cluster).
+
+    Of equally near items the first in worker order count. Only numbers per cluster travel: all workers halve, for every
+    cluster at once, the interval that its largest kept distance lies in.
+    """
+    num_clusters = len(result.sizes)
+    # Distances are not negative, so their bits ascend with them.
+    keys = result.assignment.astype(np.uint64) << np.uint64(32) | result.squared_distance.view(np.uint32)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    cluster = np.arange(num_clusters, dtype=np.uint64) << np.uint64(32)
+    starts = np.searchsorted(keys, cluster)
+
+    def within(limit: np.ndarray) -> np.ndarray:
+        """How many of this worker's items of each cluster have distance bits up to `limit` (K,)."""
+        return np.searchsorted(keys, cluster + limit.astype(np.uint64), side="right") - starts
+
+    wanted = np.minimum(per_cluster, result.sizes)
+    low, high = np.full(num_clusters, -1), np.full(num_clusters, 2**32 - 1)
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        enough = workers.sum(within(middle)) >= wanted
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    nearer = within(low) * (low >= 0)
+    level = workers.gather(np.stack([nearer, within(high)], axis=1)[None])
+    left = wanted - sum(counts[0, :, 0] for counts in level)
+    before = sum((counts[0, :, 1] - counts[0, :, 0] for counts in level[: workers.rank]), np.zeros(num_clusters, np.int64))
+    kept = nearer + np.clip(left - before, 0, within(high) - nearer)
+    place = np.arange(len(keys)) - np.repeat(starts, np.diff([*starts, len(keys)]))
+    return np.sort(order[place < kept[result.assignment[order]]])

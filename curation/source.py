@@ -9,11 +9,7 @@ Block = tuple[int, np.ndarray]
 
 
 class EmbeddingSource(Protocol):
-    """(N, D) floating-point rows, read in blocks.
-
-    The cut into blocks belongs to the source and does not depend on the number of workers: worker w of W receives whole
-    blocks, so a sum over blocks has the same terms on any number of workers.
-    """
+    """(N, D) floating-point rows, read in blocks."""
 
     @property
     def num_rows(self) -> int: ...
@@ -21,12 +17,20 @@ class EmbeddingSource(Protocol):
     @property
     def dim(self) -> int: ...
 
-    def blocks(self, worker: int = 0, num_workers: int = 1) -> Iterator[Block]:
-        """Yield (first row, rows (B, D)) in ascending order, the share of one worker."""
+    def blocks(self) -> Iterator[Block]:
+        """Yield (first row, rows (B, D)) in ascending order."""
         ...
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The rows at ascending indices `rows` (M,), as (M, D). Held in memory: for samples, not for everything."""
+        """The rows at indices `rows` (M,), as (M, D). Held in memory: for samples, not for everything."""
+        ...
+
+
+class SharedSource(EmbeddingSource, Protocol):
+    """A source that all workers see whole, of which each reads a share."""
+
+    def share(self, worker: int, num_workers: int) -> EmbeddingSource:
+        """What one of several workers reads: whole blocks, so that they are cut alike for any number of workers."""
         ...
 
 
@@ -40,13 +44,19 @@ class ArraySource:
         self._block_rows = block_rows
         self.num_rows, self.dim = array.shape
 
-    def blocks(self, worker: int = 0, num_workers: int = 1) -> Iterator[Block]:
-        starts = range(0, self.num_rows, self._block_rows)
-        for start in share(starts, worker, num_workers):
+    def blocks(self) -> Iterator[Block]:
+        for start in range(0, self.num_rows, self._block_rows):
             yield start, self._array[start : start + self._block_rows]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self._array[rows]
+
+    def share(self, worker: int, num_workers: int) -> "ArraySource":
+        starts = range(0, self.num_rows, self._block_rows)
+        mine = part(len(starts), worker, num_workers)
+        return ArraySource(
+            self._array[mine.start * self._block_rows : mine.stop * self._block_rows], block_rows=self._block_rows
+        )
 
 
 class Subset:
@@ -58,8 +68,8 @@ class Subset:
         self.num_rows = len(rows)
         self.dim = source.dim
 
-    def blocks(self, worker: int = 0, num_workers: int = 1) -> Iterator[Block]:
-        for start, block in self._source.blocks(worker, num_workers):
+    def blocks(self) -> Iterator[Block]:
+        for start, block in self._source.blocks():
             low, high = np.searchsorted(self._rows, [start, start + len(block)])
             if high > low:
                 yield int(low), block[self._rows[low:high] - start]
@@ -68,6 +78,6 @@ class Subset:
         return self._source.take(self._rows[rows])
 
 
-def share(items: range, worker: int, num_workers: int) -> range:
-    """The contiguous share of `items` that belongs to one worker; shares differ by at most one item."""
-    return items[len(items) * worker // num_workers : len(items) * (worker + 1) // num_workers]
+def part(num: int, index: int, num_parts: int) -> range:
+    """The contiguous part of range(`num`) that belongs to one of `num_parts`; parts differ by at most one."""
+    return range(num * index // num_parts, num * (index + 1) // num_parts)

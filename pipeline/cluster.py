@@ -11,7 +11,8 @@ from curation.collectives import Alone, Collectives, TorchCollectives
 from curation.config import ClusterConfig
 from curation.errors import DataError
 from curation.files import atomic_path
-from curation.hierarchy import ClusterHierarchy, Level, hierarchical_kmeans
+from curation.hierarchy import ClusterHierarchy, HierarchyProgress, Level, hierarchical_kmeans
+from curation.journal import Journal
 from curation.quality import size_entropy
 from pipeline.artifacts import Part, read_kind
 from pipeline.embed import ArrowSource
@@ -19,6 +20,7 @@ from pipeline.stage import Made, Work
 
 ROW_ID = "row_id.npy"
 _ARRAYS = ("centroids", "assignment", "squared_distance", "sizes")  # the last is written last
+_PER_ITEM = ("assignment", "squared_distance")
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,17 @@ class Cluster:
         return {"seed": self.seed, **self.config.deciding()}
 
     def make(self, work: Work) -> Made:
-        args = (work.inputs["embeddings"], self.config, self.seed, work.out)
-        for text in work.runtime.ranks(cluster_rank, self.config.workers, *args, gpu=False):
-            work.runtime.console.say(f"  {text}")
+        args = (work.inputs["embeddings"], self.config, self.seed, work.out, work.scratch)
+        steps_per_level = 1 + self.config.resampling_steps
+        console = work.runtime.console
+        with console.progress("cluster", 0, "steps") as meter:
+            for event in work.runtime.ranks(cluster_rank, self.config.workers, *args, gpu=True):
+                if isinstance(event, str):
+                    console.say(f"  {event}")
+                else:
+                    note = f"level {event.level}, iteration {event.kmeans.iteration}, inertia {event.kmeans.inertia:,.5g}"
+                    done = (event.level - 1) * steps_per_level + event.step
+                    meter.move(done, len(self.config.levels) * steps_per_level, note)
         levels = saved_levels(work.out)
         parts = [Part.of(work.out, ROW_ID, len(levels[0].assignment))]
         for number, level in enumerate(levels, start=1):
@@ -53,8 +63,10 @@ class Cluster:
         return Made(parts, {"rows": parts[0].num_rows, "levels": statistics})
 
 
-def cluster_rank(embeddings: Path, config: ClusterConfig, seed: int, out: Path) -> Iterator[str]:
-    """One worker of the clustering; rank 0 saves each level when it is done. Yields what happened."""
+def cluster_rank(
+    embeddings: Path, config: ClusterConfig, seed: int, out: Path, scratch: Path
+) -> Iterator[str | HierarchyProgress]:
+    """One worker of the clustering; the levels are saved one by one. Yields what happens."""
     import torch.distributed as dist
 
     workers: Collectives = TorchCollectives() if dist.is_initialized() else Alone()
@@ -70,12 +82,34 @@ def cluster_rank(embeddings: Path, config: ClusterConfig, seed: int, out: Path) 
         max_iterations=config.max_iterations,
         done=done,
         collectives=workers,
+        journal=Journal(scratch / "journal", workers),
     )
-    for number, level in enumerate(levels, start=len(done) + 1):
-        if workers.rank == 0:
-            for name in _ARRAYS:
+    number = len(done)
+    for event in levels:
+        if isinstance(event, Level):
+            number += 1
+            _save_level(event, number, out, scratch, workers)
+            yield f"level {number}: {event.num_clusters:,} clusters"
+        else:
+            yield event
+
+
+def _save_level(level: Level, number: int, out: Path, scratch: Path, workers: Collectives) -> None:
+    """Every worker writes what it knows of its items; the first joins the pieces. No worker ever holds them all."""
+    for name in _PER_ITEM:
+        _save(scratch / _path(number, f"{name}-{workers.rank}"), getattr(level, name))
+    workers.gather(np.zeros(0))  # the pieces of all workers are there
+    if workers.rank == 0:
+        for name in _ARRAYS:
+            if name not in _PER_ITEM:
                 _save(out / _path(number, name), getattr(level, name))
-        yield f"level {number}: {level.num_clusters:,} clusters"
+                continue
+            pieces = [np.load(scratch / _path(number, f"{name}-{rank}"), mmap_mode="r") for rank in range(workers.size)]
+            shape = (sum(map(len, pieces)),)
+            with atomic_path(out / _path(number, name)) as temporary:
+                joined = np.lib.format.open_memmap(temporary, "w+", dtype=pieces[0].dtype, shape=shape)
+                np.concatenate(pieces, out=joined)
+                joined.flush()
 
 
 def _path(number: int, name: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from curation import rng
 from curation.errors import DataError
 from curation.files import atomic_path
-from curation.source import Block, share
+from curation.source import Block, part
 from pipeline.artifacts import Manifest, Part, read_kind
 from pipeline.config import EmbedConfig
 from pipeline.shard import INDEX, read_index
@@ -63,7 +63,7 @@ class Embed:
             label="embed",
             gpu=True,
         )
-        source = ArrowSource([work.out / part.path for part in embeddings])
+        source = ArrowSource.read([work.out / part.path for part in embeddings])
         return Made([*embeddings, *parts], {"rows": source.num_rows, "dim": source.dim})
 
 
@@ -91,7 +91,8 @@ def _encoder(directory: Path, _modified: int) -> Encoder:
 
 def embed_part(index: int, shards: list[str], samples: Path, encoder_directory: Path, out: Path, batch_size: int) -> Part:
     """Embed one shard."""
-    from trainers.embed import default_device, embed
+    from curation.distance import default_device
+    from trainers.embed import embed
 
     encoder = _encoder(encoder_directory, (encoder_directory / WEIGHTS).stat().st_mtime_ns)
     here = SampleList.read(samples / INDEX / shards[index].replace(".tar", ".parquet"), samples)
@@ -118,30 +119,38 @@ class ArrowSource:
     sums of them stay exact.
     """
 
-    def __init__(self, paths: list[Path], *, normalize: bool = False) -> None:
+    def __init__(self, batches: list[pa.RecordBatch], dim: int, *, normalize: bool = False) -> None:
         self._normalize = normalize
-        self._batches: list[pa.RecordBatch] = []
-        for path in paths:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            self._batches += [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
-        self.num_rows = int(self._ends[-1]) if self._batches else 0
-        self.dim = self._batches[0].schema.field("embedding").type.list_size if self._batches else 0
+        self._batches = batches
+        self._ends = np.cumsum([batch.num_rows for batch in batches], dtype=np.int64)
+        self.num_rows = int(self._ends[-1]) if batches else 0
+        self.dim = dim
+
+    @classmethod
+    def read(cls, paths: list[Path], *, normalize: bool = False) -> "ArrowSource":
+        """The rows of Arrow IPC files, one after another."""
+        readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
+        batches = [reader.get_batch(i) for reader in readers for i in range(reader.num_record_batches)]
+        dim = readers[0].schema.field("embedding").type.list_size if readers else 0
+        return cls(batches, dim, normalize=normalize)
 
     @classmethod
     def open(cls, directory: Path, *, normalize: bool = False) -> "ArrowSource":
         """The embeddings of a finished artifact."""
         manifest = read_kind(directory, "embeddings")
-        paths = [directory / part.path for part in manifest.parts if part.path.endswith(".arrow")]
-        return cls(paths, normalize=normalize)
+        return cls.read([directory / p.path for p in manifest.parts if p.path.endswith(".arrow")], normalize=normalize)
 
     def row_ids(self) -> np.ndarray:
         """(N,) int64."""
         return np.concatenate([batch.column("row_id").to_numpy() for batch in self._batches])
 
-    def blocks(self, worker: int = 0, num_workers: int = 1) -> Iterator[Block]:
-        for index in share(range(len(self._batches)), worker, num_workers):
-            yield int(self._ends[index]) - self._batches[index].num_rows, self._rows(index)
+    def share(self, worker: int, num_workers: int) -> "ArrowSource":
+        mine = part(len(self._batches), worker, num_workers)
+        return ArrowSource(self._batches[mine.start : mine.stop], self.dim, normalize=self._normalize)
+
+    def blocks(self) -> Iterator[Block]:
+        for index, end in enumerate(self._ends):
+            yield int(end) - self._batches[index].num_rows, self._rows(index)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         block = np.searchsorted(self._ends, rows, side="right")

@@ -49,7 +49,8 @@ def evaluate_encoder(
     config: EvaluateConfig, seed: int, samples: Path, encoder_directory: Path, selection: Path | None, out: Path
 ) -> None:
     """Write `evaluation.json`."""
-    from trainers.embed import default_device, embed
+    from curation.distance import default_device
+    from trainers.embed import embed
     from trainers.encoders import Encoder
     from trainers.evaluate import knn_accuracy, label_free, linear_probe_accuracy
 

@@ -86,8 +86,8 @@ def train_rank(
     """One rank of the training."""
     import torch.distributed as dist
 
+    from curation.distance import default_device
     from trainers.data import SampleList
-    from trainers.embed import default_device
     from trainers.train import train
 
     yield from train(

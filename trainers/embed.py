@@ -24,8 +24,3 @@ def embed(
             images = samples.squares(indices[start : start + batch_size], encoder.config.image_size)
             features.append(encoder(torch.from_numpy(images).to(device)).cpu().numpy())
     return np.concatenate(features)
-
-
-def default_device() -> torch.device:
-    """The GPU this process was given, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.hierarchy import ClusterHierarchy, hierarchical_kmeans
+from curation.hierarchy import ClusterHierarchy, Level, hierarchical_kmeans
 from curation.sampling import balanced, random, water_fill
 from curation.source import ArraySource
 
@@ -30,8 +30,8 @@ def test_water_filling_is_that_of_the_paper_in_every_group(groups: list[list[int
 def hierarchy(num: int, seed: int = 0) -> ClusterHierarchy:
     draws = np.random.default_rng(seed)
     rows = np.concatenate([draws.normal(place, 0.1, (count, 2)) for place, count in ((0, num - num // 5), (5, num // 5))])
-    levels = hierarchical_kmeans(ArraySource(rows.astype(np.float16)), [max(3, num // 5), 2], stream=1, resampling_steps=0)
-    return ClusterHierarchy(tuple(levels))
+    events = hierarchical_kmeans(ArraySource(rows.astype(np.float16)), [max(3, num // 5), 2], stream=1, resampling_steps=0)
+    return ClusterHierarchy(tuple(event for event in events if isinstance(event, Level)))
 
 
 @settings(deadline=None, max_examples=25)
