@@ -35,10 +35,20 @@ class ClusterConfig(Config):
     """Refits of each level on equally many rows per cluster; 0 is plain hierarchical k-means."""
     max_iterations: int = Field(default=50, ge=1)
     """Lloyd iterations of one k-means at the most."""
+    tolerance: float = Field(default=1e-3, ge=0)
+    """k-means stops when moving the centroids would lower the inertia by less than this share of it."""
     normalize: bool = True
     """Scale embeddings to unit length first, so that Euclidean distance orders like cosine similarity."""
+    spherical: bool = False
+    """Keep centroids at unit length too: k-means by cosine. Needs `normalize`."""
     workers: int = Field(default=1, ge=1)
-    """Processes that share level 1; the result does not depend on it."""
+    """Processes that share the rows; the result does not depend on it."""
+
+    @model_validator(mode="after")
+    def _spherical_is_normalized(self) -> "ClusterConfig":
+        if self.spherical and not self.normalize:
+            raise ValueError("spherical needs normalize=true: cosine compares directions only")
+        return self
 
     @model_validator(mode="after")
     def _levels_descend(self) -> "ClusterConfig":

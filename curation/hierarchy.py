@@ -76,6 +76,7 @@ def hierarchical_kmeans(
     stream: int,
     resampling_steps: int = 10,
     max_iterations: int = 50,
+    tolerance: float = 1e-3,
     spherical: bool = False,
     done: Sequence[Level] = (),
     collectives: Collectives | None = None,
@@ -105,7 +106,12 @@ def hierarchical_kmeans(
             num,
             stream=rng.key(stream, "level", depth),
             resampling_steps=resampling_steps,
-            options={"max_iterations": max_iterations, "spherical": spherical, "collectives": workers},
+            options={
+                "max_iterations": max_iterations,
+                "tolerance": tolerance,
+                "spherical": spherical,
+                "collectives": workers,
+            },
             workers=workers,
             journal=journal.inner(f"level-{depth}"),
             depth=depth,
@@ -114,13 +120,14 @@ def hierarchical_kmeans(
         if levels:
             first = int(sum(np.concatenate(workers.gather(np.array([items.num_rows])))[: workers.rank]))
             below = levels[-1].sizes[first : first + items.num_rows]
-            sizes = workers.sum(np.bincount(result.assignment, weights=below, minlength=len(result.centroids)))
+            mine = np.bincount(result.assignment, weights=below, minlength=len(result.centroids))
+            sizes = workers.sum(mine.astype(np.int64))
         levels.append(
             Level(
                 centroids=result.centroids,
                 assignment=result.assignment,
                 squared_distance=result.squared_distance,
-                sizes=sizes.astype(np.int64),
+                sizes=sizes,
             )
         )
         yield levels[-1]

@@ -263,7 +263,7 @@ def _pass(rows: _Rows, centroids: np.ndarray, space: _Space) -> _Pass:
     margin = np.empty(rows.source.num_rows, dtype=np.float32)
     for first, block in rows.source.blocks():
         for start in range(0, len(block), nearest.block_rows):
-            some = torch.from_numpy(block[start : start + nearest.block_rows]).to(device).float()
+            some = torch.from_numpy(np.array(block[start : start + nearest.block_rows])).to(device).float()
             found = nearest(some - origin)
             place = slice(first + start, first + start + len(some))
             terms, squares = space.rows(some), found.squared

@@ -1,36 +1,63 @@
 """A budget of rows, spread evenly over a hierarchy or over nothing at all."""
 
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
 import numpy as np
 
 from curation import rng
 from curation.hierarchy import ClusterHierarchy
 from curation.selection import Selection
 
+_BLOCK = 2**22
+"""Rows looked at in one piece."""
+_CANDIDATES = 2**26
+"""Rows held at once; each takes about forty bytes."""
+_ANY = np.uint32(2**32 - 1)
 
-def balanced(hierarchy: ClusterHierarchy, budget: int, *, stream: int) -> Selection:
+Tickets = Callable[[int, np.ndarray], np.ndarray]
+"""For the rows from the first on, of the clusters (B,): (B,) uint32. The rows with the smallest tickets are taken."""
+
+
+def balanced(
+    hierarchy: ClusterHierarchy,
+    budget: int,
+    *,
+    stream: int,
+    members: Literal["random", "closest", "farthest"] = "random",
+    weights: np.ndarray | None = None,
+    max_repeats: int = 1,
+) -> Selection:
     """Hierarchical balanced sampling: the budget flows from the coarsest level down, as evenly as sizes allow.
 
     At each cluster the target is poured over its children like water: all get the same amount, small ones fill up and pass
-    the rest on (Vo et al. 2024, section 3.3). Inside the finest clusters rows are drawn at random without replacement.
-    The result has exactly `budget` rows, or all of them if there are fewer.
+    the rest on (Vo et al. 2024, section 3.3). Of a finest cluster `members` are taken at random, with probabilities by
+    `weights` (N,) where given, or by their distance to the centroid, and none twice before all once. A row counts up to
+    `max_repeats` times. The result has exactly `budget` rows with their repeats, or all that there are.
     """
     top = hierarchy.levels[-1]
     total = int(top.sizes.sum())
-    targets = water_fill(
-        top.sizes, np.array([0, top.num_clusters]), np.array([min(budget, total)]), stream=rng.key(stream, "top")
-    )
+    whole = np.array([0, top.num_clusters])
+    goal = np.array([min(budget, total * max_repeats)])
+    targets = water_fill(top.sizes * max_repeats, whole, goal, stream=rng.key(stream, "top"))
+    exhausted = {f"level_{len(hierarchy.levels)}": int((targets == top.sizes * max_repeats).sum())}
     for depth in range(len(hierarchy.levels) - 1, 0, -1):
-        offsets, ids = hierarchy.levels[depth].children()
-        below = hierarchy.levels[depth - 1]
-        shares = water_fill(below.sizes[ids], offsets, targets, stream=rng.key(stream, "level", depth))
+        ids, offsets = _grouped(hierarchy.levels[depth].assignment, len(targets))
+        capacity = hierarchy.levels[depth - 1].sizes * max_repeats
+        shares = water_fill(capacity[ids], offsets, targets, stream=rng.key(stream, "level", depth))
         targets = np.empty_like(shares)
         targets[ids] = shares
-    rows = _draw(hierarchy.levels[0].assignment, targets, stream=rng.key(stream, "rows"))
+        exhausted[f"level_{depth}"] = int((targets == capacity).sum())
+    finest = hierarchy.levels[0]
+    tickets, even = _tickets(members, finest.squared_distance, weights, rng.key(stream, "rows"))
+    rows, repeats = _draw(finest.assignment, finest.sizes, targets, tickets, even=even)
     return Selection(
         rows=rows,
-        repeats=np.ones(len(rows), dtype=np.int32),
+        repeats=repeats,
         reason="balanced",
-        counts={"pool": total, "selected": len(rows)},
+        counts={"pool": total, "selected": len(rows), "exhausted": exhausted},
     )
 
 
@@ -67,20 +94,111 @@ def water_fill(sizes: np.ndarray, offsets: np.ndarray, targets: np.ndarray, *, s
     spent = np.bincount(group, weights=ascending * brimful, minlength=num_groups).astype(np.int64)
     open_members = counts - full
     level, remainder = np.divmod(targets - spent, np.maximum(open_members, 1))
-    amounts = np.where(brimful, ascending, level[group])
-    # The remainder goes to open members in random order, one each.
-    lottery = np.lexsort((rng.order(stream, order), brimful, group))
-    rank = np.empty(len(sizes), dtype=np.int64)
-    rank[lottery] = np.arange(len(sizes)) - np.repeat(offsets[:-1], counts)
-    amounts = amounts + (~brimful & (rank < remainder[group]))
     result = np.empty(len(sizes), dtype=np.int64)
-    result[order] = amounts
+    result[order] = np.where(brimful, ascending, level[group])
+    # The remainder goes to open members in random order, one each.
+    players = np.sort(order[~brimful & (remainder[group] > 0)])
+    if len(players):
+        lottery = players[np.lexsort((rng.tickets(stream, 0, len(sizes))[players], group[players]))]
+        result[lottery[_place(group[lottery]) < remainder[group[lottery]]]] += 1
     return result
 
 
-def _draw(assignment: np.ndarray, amounts: np.ndarray, *, stream: int) -> np.ndarray:
-    """`amounts[k]` random rows of each cluster k; ascending row indices."""
-    shuffled = np.lexsort((rng.order(stream, np.arange(len(assignment))), assignment))
-    sizes = np.bincount(assignment, minlength=len(amounts))
-    place = np.arange(len(assignment)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(shuffled[place < amounts[assignment[shuffled]]])
+def _grouped(assignment: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items by the cluster they are in: ids (M,) and offsets (G + 1,)."""
+    counts = np.bincount(assignment, minlength=num_groups)
+    return np.argsort(assignment, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
+
+
+def _place(group: np.ndarray) -> np.ndarray:
+    """(M,) the number of each item within its group, for ascending `group` (M,)."""
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    return np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))
+
+
+def _tickets(
+    members: Literal["random", "closest", "farthest"], squared: np.ndarray, weights: np.ndarray | None, stream: int
+) -> tuple[Tickets, bool]:
+    """Who is taken first, and whether tickets are spread evenly over their range."""
+    if members == "closest":  # the bits of a float that is not negative ascend with it
+        return lambda first, labels: np.asarray(squared[first : first + len(labels)]).view(np.uint32), False
+    if members == "farthest":
+        return lambda first, labels: ~np.asarray(squared[first : first + len(labels)]).view(np.uint32), False
+    if weights is None:
+        return lambda first, labels: rng.tickets(stream, first, len(labels)), True
+
+    def weighted(first: int, labels: np.ndarray) -> np.ndarray:
+        """Efraimidis and Spirakis, "Weighted random sampling with a reservoir", IPL 2006."""
+        chance = (rng.tickets(stream, first, len(labels)) + 0.5) * 2.0**-32
+        with np.errstate(divide="ignore"):
+            return (-np.log(chance) / weights[first : first + len(labels)]).astype(np.float32).view(np.uint32)
+
+    return weighted, False
+
+
+def _draw(
+    assignment: np.ndarray, sizes: np.ndarray, amounts: np.ndarray, tickets: Tickets, *, even: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """`amounts[k]` rows of each cluster k: ascending row indices (S,) and how often each counts (S,).
+
+    Of most clusters only rows with small tickets are looked at: where tickets are even, so many that the wanted ones are
+    very likely among them. A cluster where they are not is looked at again as a whole.
+    """
+    rounds, rest = np.divmod(amounts, np.maximum(sizes, 1))
+    full = [np.empty(0, np.int64)]
+    always = rounds > 0
+    if always.any():
+        full += [rows for (rows,) in _blocks(assignment, lambda first, labels: (first + np.flatnonzero(always[labels]),))]
+    limits = np.full(len(sizes), _ANY)
+    if even:
+        share = (rest + 3 * np.sqrt(rest) + 2) / np.maximum(sizes, 1)
+        limits = (np.minimum(share, 1) * float(_ANY)).astype(np.uint32)
+    drawn, short = _smallest(assignment, sizes, rest, limits, tickets)
+    again, _ = _smallest(assignment, sizes, np.where(short, rest, 0), np.full(len(sizes), _ANY), tickets)
+    every_time = np.concatenate(full)
+    rows = np.concatenate([every_time, drawn, again])
+    repeats = np.concatenate([rounds[assignment[every_time]], np.ones(len(drawn) + len(again), dtype=np.int64)])
+    order = np.argsort(rows)
+    first = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    return rows[order][first], np.add.reduceat(repeats[order], first).astype(np.int32) if len(first) else np.empty(0, np.int32)
+
+
+def _smallest(
+    assignment: np.ndarray, sizes: np.ndarray, wanted: np.ndarray, limits: np.ndarray, tickets: Tickets
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `wanted[k]` rows of each cluster with the smallest tickets up to `limits[k]`, and where (K,) there are too few.
+
+    Of a cluster with too few none are returned. Clusters are taken so many at a time that the rows to compare fit in memory.
+    """
+    expected = np.where(wanted > 0, sizes * ((limits + 1.0) * 2.0**-32), 0)
+    batch = (np.cumsum(expected) // _CANDIDATES).astype(np.int64)
+    found, short = [np.empty(0, np.int64)], np.zeros(len(sizes), dtype=bool)
+    for number in np.unique(batch[wanted > 0]):
+        goal = np.where(batch == number, wanted, 0)
+        within = np.where(goal > 0, limits, 0).astype(np.uint32)
+
+        def candidates(first: int, labels: np.ndarray, within: np.ndarray = within) -> tuple[np.ndarray, ...]:
+            ticket = tickets(first, labels)
+            kept = np.flatnonzero(ticket <= within[labels])
+            return first + kept, labels[kept].astype(np.uint64) << np.uint64(32) | ticket[kept]
+
+        pieces = list(_blocks(assignment, candidates))
+        rows, keys = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        del pieces
+        order = np.argsort(keys, kind="stable")  # rows ascend, so of equal tickets the first row's wins
+        labels = (keys[order] >> np.uint64(32)).astype(np.int64)
+        short |= np.bincount(labels, minlength=len(sizes)) < goal
+        wins = (_place(labels) < goal[labels]) & ~short[labels]
+        found.append(rows[order[wins]])
+    return np.concatenate(found), short
+
+
+def _blocks(
+    assignment: np.ndarray, function: Callable[[int, np.ndarray], tuple[np.ndarray, ...]]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """`function(first row, labels (B,))` for every block of rows, several at a time, in order."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        yield from threads.map(
+            lambda first: function(first, np.asarray(assignment[first : first + _BLOCK])),
+            range(0, max(len(assignment), 1), _BLOCK),
+        )

@@ -1,6 +1,7 @@
 """What was chosen."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,5 +16,5 @@ class Selection:
     """(S,) int32: how often an epoch shows each of them."""
     reason: str
     """The rule that chose them."""
-    counts: dict[str, int]
-    """How many rows entered and left each rule."""
+    counts: dict[str, Any]
+    """How many rows entered and left each rule, and what else it has to tell."""

@@ -80,6 +80,8 @@ def cluster_rank(
         stream=seed,
         resampling_steps=config.resampling_steps,
         max_iterations=config.max_iterations,
+        tolerance=config.tolerance,
+        spherical=config.spherical,
         done=done,
         collectives=workers,
         journal=Journal(scratch / "journal", workers),

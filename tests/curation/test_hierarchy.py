@@ -1,13 +1,18 @@
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from curation.collectives import Alone
+from curation.collectives import Alone, TorchCollectives
 from curation.errors import ConfigError
-from curation.hierarchy import ClusterHierarchy, Level, closest_items, hierarchical_kmeans
+from curation.hierarchy import ClusterHierarchy, HierarchyProgress, Level, closest_items, hierarchical_kmeans
+from curation.journal import Journal
 from curation.kmeans import kmeans
 from curation.quality import total_variation_from_uniform
 from curation.sampling import balanced
-from curation.source import ArraySource
+from curation.source import ArraySource, Block
+from tests.helpers import on_ranks
 
 
 def build(rows: np.ndarray, levels: list[int], **options: object) -> ClusterHierarchy:
@@ -87,3 +92,69 @@ def test_degenerate_data(rows: np.ndarray) -> None:
 def test_levels_must_descend() -> None:
     with pytest.raises(ConfigError, match="descend"):
         build(np.eye(4), [2, 3])
+
+
+def _same_hierarchy_on_every_worker(rank: int) -> None:
+    rows, _ = rings(2000)
+    workers = TorchCollectives()
+    source = ArraySource(rows, block_rows=256)
+    alone = list(hierarchical_kmeans(source, [120, 30, 4], stream=1, resampling_steps=2))
+    shared = list(hierarchical_kmeans(source, [120, 30, 4], stream=1, resampling_steps=2, collectives=workers))
+    assert len(alone) == len(shared)
+    for one, other in zip(alone, shared, strict=True):
+        if isinstance(one, Level) and isinstance(other, Level):
+            assert np.array_equal(one.centroids, other.centroids)
+            assert np.array_equal(one.sizes, other.sizes)
+            assert np.array_equal(one.assignment, np.concatenate(workers.gather(other.assignment)))
+        else:
+            assert one == other
+
+
+def test_any_number_of_workers_gives_the_same_hierarchy() -> None:
+    on_ranks(_same_hierarchy_on_every_worker, 3)
+
+
+class KilledError(Exception):
+    pass
+
+
+class Dying(ArraySource):
+    """A source whose reader dies at the given read."""
+
+    lives = 10**9
+
+    def blocks(self) -> Iterator[Block]:
+        for block in super().blocks():
+            self.lives -= 1
+            if self.lives < 0:
+                raise KilledError
+            yield block
+
+    def share(self, _worker: int, _num_workers: int) -> "Dying":
+        return self
+
+
+def test_killed_anywhere_a_hierarchy_continues_to_the_same_bits(tmp_path: Path) -> None:
+    rows, _ = rings(1500)
+
+    def events(source: ArraySource, done: list[Level], journal: Journal) -> Iterator[HierarchyProgress | Level]:
+        return hierarchical_kmeans(source, [100, 20], stream=1, resampling_steps=4, done=done, journal=journal)
+
+    undisturbed = [event for event in events(ArraySource(rows), [], Journal()) if isinstance(event, Level)]
+    done: list[Level] = []
+    kills = 0
+    chance = np.random.default_rng(0)
+    while True:
+        source = Dying(rows, block_rows=400)
+        source.lives = int(chance.integers(9, 20))
+        try:
+            for event in events(source, done.copy(), Journal(tmp_path, seconds=0)):
+                done += [event] if isinstance(event, Level) else []
+            break
+        except KilledError:
+            kills += 1
+            assert kills < 100
+    assert kills > 5
+    for again, before in zip(done, undisturbed, strict=True):
+        for name in ("centroids", "assignment", "squared_distance", "sizes"):
+            assert np.array_equal(getattr(again, name), getattr(before, name))

@@ -59,3 +59,9 @@ def test_permute_shuffles() -> None:
 def test_permute_refuses_positions_outside() -> None:
     with pytest.raises(ValueError, match=r"\[0, 5\)"):
         rng.permute(0, np.array([5]), 5)
+
+
+@given(st.integers(0, 100), st.integers(0, 50), st.integers(0, 2**63))
+def test_a_row_has_the_same_ticket_in_any_range(first: int, num: int, stream: int) -> None:
+    whole = rng.tickets(stream, 0, 200)
+    assert np.array_equal(rng.tickets(stream, first, num), whole[first : first + num])
