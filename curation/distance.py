@@ -42,6 +42,10 @@ class NearestCentroid:
         away = rows - self._centroids[label]
         return Nearest(label, torch.linalg.vecdot(away, away), scores.amin(1) - best)
 
+    def squared(self, rows: Tensor) -> Tensor:
+        """The squared distance to every centroid: (B, K) float32."""
+        return (self._scores(rows) + (rows * rows).sum(1, keepdim=True)).clamp_(min=0)
+
     def _scores(self, rows: Tensor) -> Tensor:
         """|c|² - 2 x·c: (B, K)."""
         if rows.is_cuda:
