@@ -57,6 +57,25 @@ class ClusterConfig(Config):
         return self
 
 
+class DedupConfig(Config):
+    """Near-duplicates by the cosine similarity of embeddings."""
+
+    similarity: float = Field(default=0.95, gt=0, lt=1)
+    """Two rows at least so similar say the same."""
+    rule: Literal["star", "greedy", "component"] = "star"
+    """Which rows go: those near one that stays (star), near any before them (SemDeDup's greedy), or all but one of
+    everything connected (component)."""
+    keep: Literal["closest", "farthest"] = "closest"
+    """Prefer the rows closest to their centroid, the typical ones, or the farthest."""
+    max_visits: int = Field(default=64, ge=0)
+    """Clusters beside its own that a row is compared with at the most; how many were left out is reported."""
+
+    @property
+    def radius(self) -> float:
+        """The Euclidean distance of unit vectors with that similarity."""
+        return float((2 - 2 * self.similarity) ** 0.5)
+
+
 class _Budgeted(Config):
     fraction: float | None = Field(default=None, gt=0, le=1)
     """Rows to select, as a share of the pool. Give this or `budget`."""
@@ -78,6 +97,10 @@ class BalancedConfig(_Budgeted):
     """Hierarchical balanced sampling: the budget spread evenly over clusters, from the coarsest level down."""
 
     strategy: Literal["balanced"] = "balanced"
+    members: Literal["random", "closest", "farthest"] = "random"
+    """Which rows of a finest cluster: at random, or by their distance to its centroid."""
+    max_repeats: int = Field(default=1, ge=1)
+    """How often a row may count, where its clusters have fewer rows than their share."""
 
 
 class RandomConfig(_Budgeted):

@@ -29,30 +29,32 @@ def balanced(
     members: Literal["random", "closest", "farthest"] = "random",
     weights: np.ndarray | None = None,
     max_repeats: int = 1,
+    available: np.ndarray | None = None,
 ) -> Selection:
     """Hierarchical balanced sampling: the budget flows from the coarsest level down, as evenly as sizes allow.
 
     At each cluster the target is poured over its children like water: all get the same amount, small ones fill up and pass
     the rest on (Vo et al. 2024, section 3.3). Of a finest cluster `members` are taken at random, with probabilities by
     `weights` (N,) where given, or by their distance to the centroid, and none twice before all once. A row counts up to
-    `max_repeats` times. The result has exactly `budget` rows with their repeats, or all that there are.
+    `max_repeats` times. Only rows `available` (N,) are taken, where given. The result has exactly `budget` rows with their
+    repeats, or all that there are.
     """
-    top = hierarchy.levels[-1]
-    total = int(top.sizes.sum())
-    whole = np.array([0, top.num_clusters])
+    sizes = [level.sizes for level in hierarchy.levels] if available is None else _sizes(hierarchy, available)
+    total = int(sizes[-1].sum())
+    whole = np.array([0, len(sizes[-1])])
     goal = np.array([min(budget, total * max_repeats)])
-    targets = water_fill(top.sizes * max_repeats, whole, goal, stream=rng.key(stream, "top"))
-    exhausted = {f"level_{len(hierarchy.levels)}": int((targets == top.sizes * max_repeats).sum())}
+    targets = water_fill(sizes[-1] * max_repeats, whole, goal, stream=rng.key(stream, "top"))
+    exhausted = {f"level_{len(sizes)}": int((targets == sizes[-1] * max_repeats).sum())}
     for depth in range(len(hierarchy.levels) - 1, 0, -1):
         ids, offsets = _grouped(hierarchy.levels[depth].assignment, len(targets))
-        capacity = hierarchy.levels[depth - 1].sizes * max_repeats
+        capacity = sizes[depth - 1] * max_repeats
         shares = water_fill(capacity[ids], offsets, targets, stream=rng.key(stream, "level", depth))
         targets = np.empty_like(shares)
         targets[ids] = shares
         exhausted[f"level_{depth}"] = int((targets == capacity).sum())
     finest = hierarchy.levels[0]
     tickets, even = _tickets(members, finest.squared_distance, weights, rng.key(stream, "rows"))
-    rows, repeats = _draw(finest.assignment, finest.sizes, targets, tickets, even=even)
+    rows, repeats = _draw(finest.assignment, sizes[0], targets, tickets, available, even=even)
     return Selection(
         rows=rows,
         repeats=repeats,
@@ -61,9 +63,11 @@ def balanced(
     )
 
 
-def random(num_rows: int, budget: int, *, stream: int) -> Selection:
-    """`budget` of `num_rows` rows, uniformly without replacement: the control that curation must beat."""
-    rows = np.sort(rng.permute(stream, np.arange(min(budget, num_rows)), num_rows))
+def random(num_rows: int, budget: int, *, stream: int, available: np.ndarray | None = None) -> Selection:
+    """`budget` of `num_rows` rows (of those `available`), uniformly without replacement: what curation must beat."""
+    num = num_rows if available is None else int(np.count_nonzero(available))
+    rows = np.sort(rng.permute(stream, np.arange(min(budget, num)), num))
+    rows = rows if available is None else np.flatnonzero(available)[rows]
     return Selection(
         rows=rows,
         repeats=np.ones(len(rows), dtype=np.int32),
@@ -104,6 +108,18 @@ def water_fill(sizes: np.ndarray, offsets: np.ndarray, targets: np.ndarray, *, s
     return result
 
 
+def _sizes(hierarchy: ClusterHierarchy, available: np.ndarray) -> list[np.ndarray]:
+    """(K,) for each level: the available rows under each cluster."""
+    finest = hierarchy.levels[0]
+    sizes = [np.zeros(finest.num_clusters, dtype=np.int64)]
+    for start in range(0, len(available), _BLOCK):
+        labels = finest.assignment[start : start + _BLOCK][available[start : start + _BLOCK]]
+        sizes[0] += np.bincount(labels, minlength=finest.num_clusters)
+    for level in hierarchy.levels[1:]:
+        sizes.append(np.bincount(level.assignment, weights=sizes[-1], minlength=level.num_clusters).astype(np.int64))
+    return sizes
+
+
 def _grouped(assignment: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Items by the cluster they are in: ids (M,) and offsets (G + 1,)."""
     counts = np.bincount(assignment, minlength=num_groups)
@@ -137,9 +153,15 @@ def _tickets(
 
 
 def _draw(
-    assignment: np.ndarray, sizes: np.ndarray, amounts: np.ndarray, tickets: Tickets, *, even: bool
+    assignment: np.ndarray,
+    sizes: np.ndarray,
+    amounts: np.ndarray,
+    tickets: Tickets,
+    available: np.ndarray | None,
+    *,
+    even: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`amounts[k]` rows of each cluster k: ascending row indices (S,) and how often each counts (S,).
+    """`amounts[k]` of the `sizes[k]` available rows of each cluster k: ascending indices (S,) and how often each counts (S,).
 
     Of most clusters only rows with small tickets are looked at: where tickets are even, so many that the wanted ones are
     very likely among them. A cluster where they are not is looked at again as a whole.
@@ -148,13 +170,17 @@ def _draw(
     full = [np.empty(0, np.int64)]
     always = rounds > 0
     if always.any():
-        full += [rows for (rows,) in _blocks(assignment, lambda first, labels: (first + np.flatnonzero(always[labels]),))]
+
+        def whole(first: int, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+            return (first + _where(first, always[labels], available),)
+
+        full += [rows for (rows,) in _blocks(assignment, whole)]
     limits = np.full(len(sizes), _ANY)
     if even:
         share = (rest + 3 * np.sqrt(rest) + 2) / np.maximum(sizes, 1)
         limits = (np.minimum(share, 1) * float(_ANY)).astype(np.uint32)
-    drawn, short = _smallest(assignment, sizes, rest, limits, tickets)
-    again, _ = _smallest(assignment, sizes, np.where(short, rest, 0), np.full(len(sizes), _ANY), tickets)
+    drawn, short = _smallest(assignment, sizes, rest, limits, tickets, available)
+    again, _ = _smallest(assignment, sizes, np.where(short, rest, 0), np.full(len(sizes), _ANY), tickets, available)
     every_time = np.concatenate(full)
     rows = np.concatenate([every_time, drawn, again])
     repeats = np.concatenate([rounds[assignment[every_time]], np.ones(len(drawn) + len(again), dtype=np.int64)])
@@ -164,7 +190,12 @@ def _draw(
 
 
 def _smallest(
-    assignment: np.ndarray, sizes: np.ndarray, wanted: np.ndarray, limits: np.ndarray, tickets: Tickets
+    assignment: np.ndarray,
+    sizes: np.ndarray,
+    wanted: np.ndarray,
+    limits: np.ndarray,
+    tickets: Tickets,
+    available: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `wanted[k]` rows of each cluster with the smallest tickets up to `limits[k]`, and where (K,) there are too few.
 
@@ -179,7 +210,7 @@ def _smallest(
 
         def candidates(first: int, labels: np.ndarray, within: np.ndarray = within) -> tuple[np.ndarray, ...]:
             ticket = tickets(first, labels)
-            kept = np.flatnonzero(ticket <= within[labels])
+            kept = _where(first, ticket <= within[labels], available)
             return first + kept, labels[kept].astype(np.uint64) << np.uint64(32) | ticket[kept]
 
         pieces = list(_blocks(assignment, candidates))
@@ -191,6 +222,11 @@ def _smallest(
         wins = (_place(labels) < goal[labels]) & ~short[labels]
         found.append(rows[order[wins]])
     return np.concatenate(found), short
+
+
+def _where(first: int, wanted: np.ndarray, available: np.ndarray | None) -> np.ndarray:
+    """Places in a block that begins at row `first` where `wanted` (B,) holds and the row is available."""
+    return np.flatnonzero(wanted if available is None else wanted & available[first : first + len(wanted)])
 
 
 def _blocks(

@@ -25,6 +25,11 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Embeddings = Annotated[
+    Path,
+    typer.Argument(metavar="EMBEDDINGS", help="What `windrow embed` wrote, or .npy, Arrow or Parquet files of your own."),
+]
+Clusters = Annotated[Path, typer.Argument(metavar="CLUSTERS", help="What `windrow cluster` wrote.")]
 Samples = Annotated[Path, typer.Argument(metavar="SAMPLES", help="What `windrow shard` wrote.")]
 
 
@@ -131,7 +136,7 @@ def embed(
 
 @app.command()
 def cluster(
-    embeddings: Annotated[Path, typer.Argument(metavar="EMBEDDINGS", help="What `windrow embed` wrote.")],
+    embeddings: Embeddings,
     out: Out,
     settings: Settings = None,
     seed: Seed = 0,
@@ -146,11 +151,28 @@ def cluster(
 
 
 @app.command()
-def select(
-    samples: Samples,
-    clusters: Annotated[Path, typer.Argument(metavar="CLUSTERS", help="What `windrow cluster` wrote.")],
+def dedup(
+    embeddings: Embeddings,
+    clusters: Clusters,
     out: Out,
     settings: Settings = None,
+) -> None:
+    """Find near-duplicates among clustered embeddings. Settings: those of the section `dedup`, for example similarity=0.9."""
+    from curation.config import DedupConfig
+    from launch.config import check, parse_overrides
+    from pipeline.dedup import Dedup
+
+    config = check(DedupConfig, parse_overrides(settings or []), of="dedup")
+    _run_stage(Dedup(config), out, {"embeddings": embeddings, "clusters": clusters})
+
+
+@app.command()
+def select(
+    clusters: Clusters,
+    out: Out,
+    settings: Settings = None,
+    samples: Annotated[Path | None, typer.Option(help="What `windrow shard` wrote: a training list is written too.")] = None,
+    duplicates: Annotated[Path | None, typer.Option(help="What `windrow dedup` wrote: those rows are left out.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Clusters to a selection. Settings: those of the section `select`, for example strategy=balanced fraction=0.3."""
@@ -162,7 +184,8 @@ def select(
 
     chosen = {"strategy": "balanced", **parse_overrides(settings or [])}
     config: Any = check(TypeAdapter(SelectConfig), chosen, of="select")
-    _run_stage(Select(config, seed), out, {"samples": samples, "clusters": clusters})
+    given = {"clusters": clusters, "samples": samples, "duplicates": duplicates}
+    _run_stage(Select(config, seed), out, {role: path for role, path in given.items() if path})
 
 
 @app.command()

@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from curation.embedding_files import SUFFIXES
 from curation.errors import DataError
 from curation.files import write_atomic
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, BEGUN = "manifest.json", "stage.json"
 
 
 class _Record(BaseModel):
@@ -76,6 +77,20 @@ def read_kind(directory: Path, *kinds: str) -> Manifest:
     if manifest.kind not in kinds:
         raise DataError(f"{directory} holds {manifest.kind}; {' or '.join(kinds)} is needed here.")
     return manifest
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a stage of ours wrote this directory, or began to."""
+    return (path / MANIFEST).exists() or (path / BEGUN).exists()
+
+
+def identity(path: Path) -> str:
+    """The fingerprint of an artifact; for embeddings of the user's own one of the files' names, sizes and times."""
+    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() and not is_artifact(path) else []
+    found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix in SUFFIXES]
+    if not found:
+        return Manifest.read(path).fingerprint
+    return hashlib.blake2b(json.dumps(found).encode(), digest_size=12).hexdigest()
 
 
 def fingerprint(kind: str, settings: dict[str, Any], parents: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from curation.hierarchy import ClusterHierarchy, HierarchyProgress, Level, hiera
 from curation.journal import Journal
 from curation.quality import size_entropy
 from pipeline.artifacts import Part, read_kind
-from pipeline.embed import ArrowSource
+from pipeline.embed import open_embeddings
 from pipeline.stage import Made, Work
 
 ROW_ID = "row_id.npy"
@@ -70,7 +70,7 @@ def cluster_rank(
     import torch.distributed as dist
 
     workers: Collectives = TorchCollectives() if dist.is_initialized() else Alone()
-    source = ArrowSource.open(embeddings, normalize=config.normalize)
+    source = open_embeddings(embeddings, normalize=config.normalize)
     if workers.rank == 0:
         _save(out / ROW_ID, source.row_ids())
     done = saved_levels(out)

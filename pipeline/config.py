@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from curation.config import ClusterConfig, Config, SelectConfig
+from curation.config import ClusterConfig, Config, DedupConfig, SelectConfig
 from trainers.config import EncoderConfig, EvaluateConfig, PixelsConfig, TrainConfig
 
 
@@ -65,6 +65,8 @@ class RunConfig(Config):
     shard: ShardConfig = ShardConfig()
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
+    dedup: DedupConfig | None = None
+    """Leave near-duplicates out before selecting; without this section nothing is left out."""
     select: SelectConfig
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -1,6 +1,5 @@
 """embed: one feature vector for every sample of the pool, by a frozen encoder."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +10,10 @@ import pyarrow as pa
 import torch
 
 from curation import rng
+from curation.embedding_files import EmbeddingFiles
 from curation.errors import DataError
 from curation.files import atomic_path
-from curation.source import Block, part
-from pipeline.artifacts import Manifest, Part, read_kind
+from pipeline.artifacts import Manifest, Part, is_artifact, read_kind
 from pipeline.config import EmbedConfig
 from pipeline.shard import INDEX, read_index
 from pipeline.sources import POOL
@@ -63,7 +62,7 @@ class Embed:
             label="embed",
             gpu=True,
         )
-        source = ArrowSource.read([work.out / part.path for part in embeddings])
+        source = EmbeddingFiles.open([work.out / part.path for part in embeddings])
         return Made([*embeddings, *parts], {"rows": source.num_rows, "dim": source.dim})
 
 
@@ -112,59 +111,9 @@ def embed_part(index: int, shards: list[str], samples: Path, encoder_directory: 
     return Part.of(out, name, len(here))
 
 
-class ArrowSource:
-    """The memory-mapped Arrow parts of an embeddings artifact, as `curation.source.EmbeddingSource`.
-
-    Blocks are the record batches of the files. With `normalize` rows are scaled to unit length and kept in fp16, so that
-    sums of them stay exact.
-    """
-
-    def __init__(self, batches: list[pa.RecordBatch], dim: int, *, normalize: bool = False) -> None:
-        self._normalize = normalize
-        self._batches = batches
-        self._ends = np.cumsum([batch.num_rows for batch in batches], dtype=np.int64)
-        self.num_rows = int(self._ends[-1]) if batches else 0
-        self.dim = dim
-
-    @classmethod
-    def read(cls, paths: list[Path], *, normalize: bool = False) -> "ArrowSource":
-        """The rows of Arrow IPC files, one after another."""
-        readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
-        batches = [reader.get_batch(i) for reader in readers for i in range(reader.num_record_batches)]
-        dim = readers[0].schema.field("embedding").type.list_size if readers else 0
-        return cls(batches, dim, normalize=normalize)
-
-    @classmethod
-    def open(cls, directory: Path, *, normalize: bool = False) -> "ArrowSource":
-        """The embeddings of a finished artifact."""
-        manifest = read_kind(directory, "embeddings")
-        return cls.read([directory / p.path for p in manifest.parts if p.path.endswith(".arrow")], normalize=normalize)
-
-    def row_ids(self) -> np.ndarray:
-        """(N,) int64."""
-        return np.concatenate([batch.column("row_id").to_numpy() for batch in self._batches])
-
-    def share(self, worker: int, num_workers: int) -> "ArrowSource":
-        mine = part(len(self._batches), worker, num_workers)
-        return ArrowSource(self._batches[mine.start : mine.stop], self.dim, normalize=self._normalize)
-
-    def blocks(self) -> Iterator[Block]:
-        for index, end in enumerate(self._ends):
-            yield int(end) - self._batches[index].num_rows, self._rows(index)
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        block = np.searchsorted(self._ends, rows, side="right")
-        out = np.empty((len(rows), self.dim), dtype=np.float16)
-        for index in np.unique(block):
-            here = block == index
-            first = self._ends[index] - self._batches[index].num_rows
-            out[here] = self._rows(int(index), rows[here] - first)
-        return out
-
-    def _rows(self, index: int, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
-        values = self._batches[index].column("embedding").flatten().to_numpy().reshape(-1, self.dim)
-        rows: np.ndarray = values[chosen]
-        if self._normalize:
-            wide = rows.astype(np.float32)
-            rows = (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)).astype(np.float16)
-        return rows
+def open_embeddings(directory: Path, *, normalize: bool = False) -> EmbeddingFiles:
+    """The embeddings of a finished artifact, or files of the user's own."""
+    if not is_artifact(directory):
+        return EmbeddingFiles.open(directory, normalize=normalize)
+    manifest = read_kind(directory, "embeddings")
+    return EmbeddingFiles.open([directory / p.path for p in manifest.parts if p.path.endswith(".arrow")], normalize=normalize)

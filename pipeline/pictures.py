@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from curation import rng
 from curation.errors import DataError
 from curation.hierarchy import ClusterHierarchy
+from curation.source import EmbeddingSource
 from pipeline import charts, digits
 from pipeline.charts import WIDTH, Sheet
 from pipeline.cluster import read_hierarchy
-from pipeline.embed import ArrowSource
+from pipeline.embed import open_embeddings
 from pipeline.record import Run
 from pipeline.shard import INDEX, REJECTS
 from pipeline.sources import POOL
@@ -118,7 +119,7 @@ def clusters(run: Run, number: int, pictures: Pictures) -> dict[str, Any]:
     place = run.directory / f"round-{number}"
     hierarchy, row_ids = read_hierarchy(place / "cluster")
     normalize = bool(run.manifests[f"round-{number}/cluster"].settings.get("normalize", False))
-    source = ArrowSource.open(place / "embed", normalize=normalize)
+    source = open_embeddings(place / "embed", normalize=normalize)
     has_selection = bool(run.rounds("select").count(number))
     chosen = run.selected(number) if has_selection else np.zeros(len(row_ids), dtype=bool)
     levels = []
@@ -156,7 +157,7 @@ def _groups(by_size: np.ndarray) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def _nearest(hierarchy: ClusterHierarchy, depth: int, wanted: np.ndarray, source: ArrowSource) -> dict[int, np.ndarray]:
+def _nearest(hierarchy: ClusterHierarchy, depth: int, wanted: np.ndarray, source: EmbeddingSource) -> dict[int, np.ndarray]:
     """Rows nearest to the centroid of each of the `wanted` clusters, nearest first.
 
     At level 1 the distances are known. Above it they are measured on at most a few hundred members drawn at random.
@@ -209,7 +210,7 @@ def embedding_map(run: Run, numbers: Sequence[int], pictures: Pictures) -> dict[
         cluster = hierarchy.levels[0].assignment[rows]
         for upper in hierarchy.levels[1:]:
             cluster = upper.assignment[cluster]
-        source = ArrowSource.open(run.directory / f"round-{number}/embed", normalize=True)
+        source = open_embeddings(run.directory / f"round-{number}/embed", normalize=True)
         placed = before = _tsne(source.take(rows).astype(np.float32), before)
         wheel = colours if has_labels else charts.palette(hierarchy.levels[-1].num_clusters)
         paint = [wheel[i] for i in (rank[kind] if has_labels else cluster)]

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from curation.config import ClusterConfig
-from pipeline.artifacts import MANIFEST, Manifest
+from pipeline.artifacts import BEGUN, MANIFEST, Manifest
 from pipeline.cluster import Cluster
 from pipeline.config import DigitsConfig, RunConfig
 from pipeline.console import duration, size
+from pipeline.dedup import Dedup
 from pipeline.digits import held_out_count, pool_counts
 from pipeline.embed import Embed
 from pipeline.evaluate import Evaluate
@@ -24,7 +25,7 @@ from pipeline.rounds import steps
 from pipeline.select import Select
 from pipeline.shard import Shard
 from pipeline.sources import POOL, find_images, thin_to_long_tail
-from pipeline.stage import BEGUN, WORK, Step, stale
+from pipeline.stage import WORK, Step, stale
 from pipeline.train import Train
 from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, TrainConfig
 from trainers.train import METRICS
@@ -144,6 +145,9 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
             levels = config.cluster.levels
             num_bytes = 4 * dim * sum(levels) + 8 * (pool + sum(levels[:-1]))
             return Estimate(pool, 1 + 4 * len(levels), num_bytes, cluster_flops(config.cluster, pool, dim))
+        case Dedup():
+            dim, clusters = encoder_cost(encoder)[1], config.cluster.levels[0]
+            return Estimate(pool, 2 * math.ceil(pool / 250_000), 16 * pool, 2.0 * pool * dim * (2 * clusters + pool / clusters))
         case Select():
             return Estimate(chosen, 3, 16 * pool, 0)
         case Train():
@@ -165,7 +169,7 @@ def cluster_flops(config: ClusterConfig, rows: int, dim: int) -> float:
         items = rows
         for num in config.levels:
             passes = (1 + config.resampling_steps / 2) * config.max_iterations + config.resampling_steps
-            seeding = (2 + math.log(num)) * min(items, max(20_000, 10 * num)) * (1 + config.resampling_steps)
+            seeding = (2 + math.log(num)) * min(items, max(20_000, 20 * num)) * (1 + config.resampling_steps)
             yield 2.0 * num * dim * (items * passes + seeding)
             items = num
 

@@ -13,11 +13,10 @@ import yaml
 from pydantic import ValidationError
 
 from curation.errors import DataError
-from pipeline.artifacts import Manifest
+from pipeline.artifacts import BEGUN, Manifest
 from pipeline.config import RunConfig
 from pipeline.rounds import steps
 from pipeline.select import SELECTION, TRAINING
-from pipeline.stage import BEGUN
 
 T = TypeVar("T")
 
@@ -147,6 +146,7 @@ def headline(manifest: Manifest) -> str:
         "samples": lambda: f"pool {s['pool']:,}, held out {s['held_out']:,}, set aside {sum(s['rejected'].values()):,}",
         "embeddings": lambda: f"{s['rows']:,} \u00d7 {s['dim']:,} features",
         "clusters": lambda: f"{s['rows']:,} rows → " + " → ".join(f"{level['clusters']:,}" for level in s["levels"]),
+        "duplicates": lambda: f"{s['dropped']:,} of {s['rows']:,} rows say what others say, {s['pairs']:,} pairs",
         "selection": lambda: f"{s['selected']:,} of {s['pool']:,} samples",
         "training": lambda: f"{s['steps']:,} steps, loss {s['final_loss']:.3f}",
         "evaluation": lambda: (

@@ -7,6 +7,7 @@ from curation import rng
 from curation.errors import StaleArtifactError
 from pipeline.cluster import Cluster
 from pipeline.config import DigitsConfig, RunConfig
+from pipeline.dedup import Dedup
 from pipeline.digits import WriteDigits
 from pipeline.embed import Embed
 from pipeline.evaluate import Evaluate
@@ -50,13 +51,17 @@ def steps(config: RunConfig) -> list[Step]:
         cluster = Cluster(config.cluster, stream("cluster", number))
         clusters = add(Step(f"{place}/cluster", cluster, {"embeddings": embeddings}))
         select = Select(config.select, stream("select", number))
-        selection = add(Step(f"{place}/select", select, {"samples": samples, "clusters": clusters}))
+        inputs = {"samples": samples, "clusters": clusters}
+        if config.dedup:
+            found = Step(f"{place}/dedup", Dedup(config.dedup), {"embeddings": embeddings, "clusters": clusters})
+            inputs["duplicates"] = add(found)
+        selection = add(Step(f"{place}/select", select, inputs))
         start = {"previous": previous} if previous and config.train.warm_start else {}
         train = Train(config.train, stream("train", number))
         previous = add(Step(f"{place}/train", train, {"samples": samples, "selection": selection, **start}))
         evaluate = Evaluate(config.evaluate, stream("evaluate", number))
-        inputs = {"samples": samples, "encoder": previous, "selection": selection}
-        add(Step(f"{place}/evaluate", evaluate, inputs))
+        scored = {"samples": samples, "encoder": previous, "selection": selection}
+        add(Step(f"{place}/evaluate", evaluate, scored))
     return result
 
 

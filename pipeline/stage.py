@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from curation.errors import StaleArtifactError
 from curation.files import remove_temporary, write_atomic
-from pipeline.artifacts import MANIFEST, Manifest, Part, fingerprint, software
+from pipeline.artifacts import BEGUN, MANIFEST, Manifest, Part, fingerprint, identity, software
 from pipeline.runtime import Runtime
 
-BEGUN, WORK = "stage.json", "work"
+WORK = "work"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def run_stage(
     Raises StaleArtifactError if `out` holds work for other settings or other inputs.
     """
     name = name or stage.kind
-    parents = {role: Manifest.read(path).fingerprint for role, path in inputs.items()}
+    parents = {role: identity(path) for role, path in inputs.items()}
     settings = stage.settings()
     wanted = fingerprint(stage.kind, settings, parents)
     if difference := stale(out, wanted, settings, parents):

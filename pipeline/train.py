@@ -8,7 +8,7 @@ from typing import Any
 
 from curation.errors import ConfigError, DataError
 from pipeline.artifacts import Part, read_kind
-from pipeline.select import TRAINING
+from pipeline.select import SELECTION, TRAINING
 from pipeline.stage import Made, Work
 from trainers import checkpoint
 from trainers.config import TrainConfig
@@ -35,6 +35,10 @@ class Train:
     def make(self, work: Work) -> Made:
         samples, selection = work.inputs["samples"], work.inputs["selection"]
         previous = work.inputs.get("previous")
+        if not (selection / TRAINING).exists() and (selection / SELECTION).exists():
+            raise DataError(
+                f"{selection} has no training list. Select again with --samples, so that it says where samples lie."
+            )
         read_kind(samples, "samples")
         read_kind(selection, "selection")
         if previous:

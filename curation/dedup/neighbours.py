@@ -76,9 +76,15 @@ def find_visits(
 
 
 def near_pairs(
-    source: EmbeddingSource, level: Level, radius: float, visits: Visits, *, device: torch.device | None = None
+    source: EmbeddingSource,
+    level: Level,
+    radius: float,
+    visits: Visits,
+    *,
+    clusters: range | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[Pairs]:
-    """Yield all pairs of rows at most `radius` apart, each once, cluster by cluster.
+    """Yield all pairs of rows at most `radius` apart, each once, cluster by cluster; of a range of `clusters` where given.
 
     The rows of a cluster are compared with one another and with the rows that visit it, about its centroid, so that nothing
     cancels. Equal rows are compared as one and paired with the first of them: a thousand copies make 999 pairs and not half
@@ -89,8 +95,9 @@ def near_pairs(
     visitors, visitor_offsets = _by_cluster(visits.cluster, level.num_clusters)
     load = np.cumsum((np.diff(offsets) + np.diff(visitor_offsets)) * source.dim)
     batch = load // _HELD
-    for batch_number in np.unique(batch):
-        low, high = np.searchsorted(batch, [batch_number, batch_number + 1])
+    clusters = clusters or range(level.num_clusters)
+    for batch_number in np.unique(batch[clusters.start : clusters.stop]):
+        low, high = np.searchsorted(batch, [batch_number, batch_number + 1]).clip(clusters.start, clusters.stop)
         own = members[offsets[low] : offsets[high]]
         guests = visits.row[visitors[visitor_offsets[low] : visitor_offsets[high]]]
         ids, place = np.unique(np.concatenate([own, guests]), return_inverse=True)

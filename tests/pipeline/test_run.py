@@ -145,7 +145,8 @@ def test_stage_verbs_make_what_a_run_makes(tiny_run: FinishedRun, tiny_images: P
         ["shard", str(tiny_images), f"{out}/samples", "samples_per_shard=16"],
         ["embed", f"{out}/samples", f"{out}/embed", "encoder.image_size=8", "encoder.dim=12"],
         ["cluster", f"{out}/embed", f"{out}/cluster", "levels=[12,4]", "resampling_steps=2"],
-        ["select", f"{out}/samples", f"{out}/cluster", f"{out}/select", "fraction=0.5"],
+        ["dedup", f"{out}/embed", f"{out}/cluster", f"{out}/dedup", "similarity=0.99"],
+        ["select", f"{out}/cluster", f"{out}/select", "fraction=0.5", "--samples", f"{out}/samples"],
     ):
         done = windrow(*command)
         assert done.returncode == 0, done.stderr

@@ -1,0 +1,78 @@
+"""Clustering, deduplication and selection of embeddings that windrow did not make."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers import windrow
+
+
+def planted(num: int = 600, copies: int = 60, dim: int = 16) -> np.ndarray:
+    """Unit rows of which the last `copies` are near-duplicates of the first."""
+    draws = np.random.default_rng(0)
+    centres = draws.standard_normal((12, dim))
+    rows = centres[draws.integers(0, 12, num)] + 0.8 * draws.standard_normal((num, dim))
+    rows[-copies:] = rows[:copies] + 0.01 * draws.standard_normal((copies, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def clustered(tmp_path: Path) -> Path:
+    np.save(tmp_path / "mine.npy", planted())
+    done = windrow("cluster", f"{tmp_path}/mine.npy", f"{tmp_path}/clusters", "levels=[30,5]", "resampling_steps=2")
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def test_near_duplicates_are_found_and_left_out_of_the_selection(clustered: Path) -> None:
+    place = str(clustered)
+    found = windrow("dedup", f"{place}/mine.npy", f"{place}/clusters", f"{place}/duplicates", "similarity=0.98")
+    assert found.returncode == 0, found.stderr
+    rows = planted().astype(np.float64)
+    similar = np.triu(rows @ rows.T >= 0.98, 1)
+    edges = pq.read_table(clustered / "duplicates" / "edges-000000.parquet").to_pydict()
+    pairs = {tuple(sorted(pair)) for pair in zip(edges["row_id"], edges["other_row_id"], strict=True)}
+    assert pairs == set(zip(*(column.tolist() for column in np.nonzero(similar)), strict=True))
+    assert pairs >= {(row, 540 + row) for row in range(60)}
+    dropped = pq.read_table(clustered / "duplicates" / "duplicates.parquet").to_pydict()
+    assert len(dropped["row_id"]) >= 60
+    assert {tuple(sorted(pair)) for pair in zip(dropped["row_id"], dropped["kept_row_id"], strict=True)} <= pairs
+    options = ["--duplicates", f"{place}/duplicates", "fraction=0.9"]
+    done = windrow("select", f"{place}/clusters", f"{place}/selection", *options)
+    assert done.returncode == 0, done.stderr
+    selected = pq.read_table(clustered / "selection" / "selection.parquet")["row_id"].to_pylist()
+    assert set(selected) == set(range(600)) - set(dropped["row_id"])  # fewer than the budget are left
+    assert not (clustered / "selection" / "training.parquet").exists()
+
+
+def test_other_files_are_another_input(clustered: Path) -> None:
+    command = ["cluster", f"{clustered}/mine.npy", f"{clustered}/clusters", "levels=[30,5]", "resampling_steps=2"]
+    again = windrow(*command)
+    assert "finished already" in again.stderr
+    np.save(clustered / "mine.npy", planted()[:500])
+    changed = windrow(*command)
+    assert changed.returncode == 2
+    assert "its embeddings changed" in changed.stderr
+
+
+def test_deduplication_needs_directions(tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", planted())
+    windrow("cluster", f"{tmp_path}/mine.npy", f"{tmp_path}/clusters", "levels=[30]", "normalize=false")
+    refused = windrow("dedup", f"{tmp_path}/mine.npy", f"{tmp_path}/clusters", f"{tmp_path}/duplicates")
+    assert refused.returncode == 2
+    assert "normalize=true" in refused.stderr
+
+
+def test_members_and_repeats_are_settings(clustered: Path) -> None:
+    done = windrow("select", f"{clustered}/clusters", f"{clustered}/out", "budget=900", "members=closest", "max_repeats=2")
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(clustered / "out" / "selection.parquet")
+    assert sum(table["repeats"].to_pylist()) == 900
+    assert max(table["repeats"].to_pylist()) == 2
+    assert json.loads((clustered / "out" / "manifest.json").read_text())["statistics"]["exhausted"].keys() == {
+        "level_1",
+        "level_2",
+    }
