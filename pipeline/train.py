@@ -36,9 +36,7 @@ class Train:
         samples, selection = work.inputs["samples"], work.inputs["selection"]
         previous = work.inputs.get("previous")
         if not (selection / TRAINING).exists() and (selection / SELECTION).exists():
-            raise DataError(
-                f"{selection} has no training list. Select again with --samples, so that it says where samples lie."
-            )
+            raise DataError(f"{selection} has no training list. Select again with --samples.")
         read_kind(samples, "samples")
         read_kind(selection, "selection")
         if previous:

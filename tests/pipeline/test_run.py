@@ -136,6 +136,9 @@ def test_status_and_plan_tell_the_truth(tiny_run: FinishedRun, tmp_path: Path) -
     planned = windrow("plan", str(tiny_run.config), f"run_dir={tmp_path}/none", *words(TINY))
     assert planned.returncode == 0, planned.stderr
     assert planned.stdout.count("to do") == 12
+    deduplicated = windrow("plan", str(tiny_run.config), f"run_dir={tmp_path}/none", *words(TINY), "dedup.similarity=0.9")
+    assert deduplicated.stdout.count("to do") == 14, deduplicated.stderr
+    assert "round-1/dedup" in deduplicated.stdout
     assert not (tmp_path / "none").exists()
 
 

@@ -57,6 +57,21 @@ def test_batches_that_barely_fit_and_small_tiles_change_nothing(monkeypatch: pyt
     assert set(parts) == set(whole)
 
 
+def test_ranges_of_clusters_add_up_to_all_pairs() -> None:
+    rows = np.random.default_rng(0).standard_normal((400, 3)).astype(np.float32)
+    source, level = ArraySource(rows), clustered(rows, 20)
+    visits = find_visits(source, level, 0.4)
+    whole = [pair for piece in near_pairs(source, level, 0.4, visits) for pair in zip(*piece[:2], strict=True)]
+    ranges = [range(7), range(7, 8), range(8, 20)]
+    parts = [
+        pair
+        for clusters in ranges
+        for piece in near_pairs(source, level, 0.4, visits, clusters=clusters)
+        for pair in zip(*piece[:2], strict=True)
+    ]
+    assert sorted(parts) == sorted(whole)
+
+
 def test_visits_left_out_are_counted_and_cost_recall_only() -> None:
     rows = np.random.default_rng(0).standard_normal((400, 3)).astype(np.float32)
     some, missed = found(rows, 40, 0.5, max_visits=1)
