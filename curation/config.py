@@ -76,16 +76,29 @@ class DedupConfig(Config):
         return float((2 - 2 * self.similarity) ** 0.5)
 
 
-class _Budgeted(Config):
+class _Selector(Config):
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it looks at beside clusters: embeddings, queries, scores."""
+
     fraction: float | None = Field(default=None, gt=0, le=1)
     """Rows to select, as a share of the pool. Give this or `budget`."""
     budget: int | None = Field(default=None, ge=1)
     """Rows to select. Give this or `fraction`."""
+    after: tuple["SelectConfig", ...] = ()
+    """Selections to make first; each chooses from what the one before left."""
 
     @model_validator(mode="after")
-    def _one_budget(self) -> "_Budgeted":
+    def _one_budget(self) -> "_Selector":
         if (self.fraction is None) == (self.budget is None):
             raise ValueError("set exactly one of fraction and budget, for example fraction=0.5")
+        return self
+
+    @model_validator(mode="after")
+    def _flat(self) -> "_Selector":
+        if any(before.after for before in self.after):
+            raise ValueError("selections in `after` cannot have an `after` of their own: list them all in one")
+        if any(before.strategy == "rs2" for before in self.after):
+            raise ValueError("rs2 in `after` would leave out nothing: it decides what an epoch shows, so it comes last")
         return self
 
     def rows(self, pool: int) -> int:
@@ -93,20 +106,26 @@ class _Budgeted(Config):
         return self.budget if self.budget is not None else max(1, round(pool * (self.fraction or 1)))
 
 
-class BalancedConfig(_Budgeted):
+class BalancedConfig(_Selector):
     """Hierarchical balanced sampling: the budget spread evenly over clusters, from the coarsest level down."""
 
     strategy: Literal["balanced"] = "balanced"
-    members: Literal["random", "closest", "farthest"] = "random"
-    """Which rows of a finest cluster: at random, or by their distance to its centroid."""
+    members: Literal["random", "closest", "farthest", "weighted"] = "random"
+    """Which rows of a finest cluster: at random, by their distance to its centroid, or with chances by their scores."""
     max_repeats: int = Field(default=1, ge=1)
     """How often a row may count, where its clusters have fewer rows than their share."""
 
 
-class RandomConfig(_Budgeted):
+class RandomConfig(_Selector):
     """Uniform sampling: the control."""
 
     strategy: Literal["random"] = "random"
 
 
-SelectConfig = Annotated[BalancedConfig | RandomConfig, Field(discriminator="strategy")]
+class Rs2Config(_Selector):
+    """Every epoch sees a fresh random subset of that many rows."""
+
+    strategy: Literal["rs2"] = "rs2"
+
+
+SelectConfig = Annotated[BalancedConfig | RandomConfig | Rs2Config, Field(discriminator="strategy")]

@@ -1,79 +1,20 @@
-"""A budget of rows, spread evenly over a hierarchy or over nothing at all."""
+"""Exact budgets over groups of rows, for a billion rows: how many of each group, and which."""
 
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from curation import rng
-from curation.hierarchy import ClusterHierarchy
-from curation.selection import Selection
+from curation.hierarchy import Level
 
 _BLOCK = 2**22
 """Rows looked at in one piece."""
 _CANDIDATES = 2**26
 """Rows held at once; each takes about forty bytes."""
 _ANY = np.uint32(2**32 - 1)
-
-Tickets = Callable[[int, np.ndarray], np.ndarray]
-"""For the rows from the first on, of the clusters (B,): (B,) uint32. The rows with the smallest tickets are taken."""
-
-
-def balanced(
-    hierarchy: ClusterHierarchy,
-    budget: int,
-    *,
-    stream: int,
-    members: Literal["random", "closest", "farthest"] = "random",
-    weights: np.ndarray | None = None,
-    max_repeats: int = 1,
-    available: np.ndarray | None = None,
-) -> Selection:
-    """Hierarchical balanced sampling: the budget flows from the coarsest level down, as evenly as sizes allow.
-
-    At each cluster the target is poured over its children like water: all get the same amount, small ones fill up and pass
-    the rest on (Vo et al. 2024, section 3.3). Of a finest cluster `members` are taken at random, with probabilities by
-    `weights` (N,) where given, or by their distance to the centroid, and none twice before all once. A row counts up to
-    `max_repeats` times. Only rows `available` (N,) are taken, where given. The result has exactly `budget` rows with their
-    repeats, or all that there are.
-    """
-    sizes = [level.sizes for level in hierarchy.levels] if available is None else _sizes(hierarchy, available)
-    total = int(sizes[-1].sum())
-    whole = np.array([0, len(sizes[-1])])
-    goal = np.array([min(budget, total * max_repeats)])
-    targets = water_fill(sizes[-1] * max_repeats, whole, goal, stream=rng.key(stream, "top"))
-    exhausted = {f"level_{len(sizes)}": int((targets == sizes[-1] * max_repeats).sum())}
-    for depth in range(len(hierarchy.levels) - 1, 0, -1):
-        ids, offsets = _grouped(hierarchy.levels[depth].assignment, len(targets))
-        capacity = sizes[depth - 1] * max_repeats
-        shares = water_fill(capacity[ids], offsets, targets, stream=rng.key(stream, "level", depth))
-        targets = np.empty_like(shares)
-        targets[ids] = shares
-        exhausted[f"level_{depth}"] = int((targets == capacity).sum())
-    finest = hierarchy.levels[0]
-    tickets, even = _tickets(members, finest.squared_distance, weights, rng.key(stream, "rows"))
-    rows, repeats = _draw(finest.assignment, sizes[0], targets, tickets, available, even=even)
-    return Selection(
-        rows=rows,
-        repeats=repeats,
-        reason="balanced",
-        counts={"pool": total, "selected": len(rows), "exhausted": exhausted},
-    )
-
-
-def random(num_rows: int, budget: int, *, stream: int, available: np.ndarray | None = None) -> Selection:
-    """`budget` of `num_rows` rows (of those `available`), uniformly without replacement: what curation must beat."""
-    num = num_rows if available is None else int(np.count_nonzero(available))
-    rows = np.sort(rng.permute(stream, np.arange(min(budget, num)), num))
-    rows = rows if available is None else np.flatnonzero(available)[rows]
-    return Selection(
-        rows=rows,
-        repeats=np.ones(len(rows), dtype=np.int32),
-        reason="random",
-        counts={"pool": num_rows, "selected": len(rows)},
-    )
 
 
 def water_fill(sizes: np.ndarray, offsets: np.ndarray, targets: np.ndarray, *, stream: int) -> np.ndarray:
@@ -108,19 +49,16 @@ def water_fill(sizes: np.ndarray, offsets: np.ndarray, targets: np.ndarray, *, s
     return result
 
 
-def _sizes(hierarchy: ClusterHierarchy, available: np.ndarray) -> list[np.ndarray]:
-    """(K,) for each level: the available rows under each cluster."""
-    finest = hierarchy.levels[0]
-    sizes = [np.zeros(finest.num_clusters, dtype=np.int64)]
+def sizes_of(level: Level, available: np.ndarray) -> np.ndarray:
+    """(K,) int64: the rows of a finest level that are `available` (N,), in each cluster."""
+    sizes = np.zeros(level.num_clusters, dtype=np.int64)
     for start in range(0, len(available), _BLOCK):
-        labels = finest.assignment[start : start + _BLOCK][available[start : start + _BLOCK]]
-        sizes[0] += np.bincount(labels, minlength=finest.num_clusters)
-    for level in hierarchy.levels[1:]:
-        sizes.append(np.bincount(level.assignment, weights=sizes[-1], minlength=level.num_clusters).astype(np.int64))
+        labels = level.assignment[start : start + _BLOCK][available[start : start + _BLOCK]]
+        sizes += np.bincount(labels, minlength=level.num_clusters)
     return sizes
 
 
-def _grouped(assignment: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
+def grouped(assignment: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Items by the cluster they are in: ids (M,) and offsets (G + 1,)."""
     counts = np.bincount(assignment, minlength=num_groups)
     return np.argsort(assignment, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
@@ -132,16 +70,27 @@ def _place(group: np.ndarray) -> np.ndarray:
     return np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))
 
 
-def _tickets(
-    members: Literal["random", "closest", "farthest"], squared: np.ndarray, weights: np.ndarray | None, stream: int
-) -> tuple[Tickets, bool]:
-    """Who is taken first, and whether tickets are spread evenly over their range."""
-    if members == "closest":  # the bits of a float that is not negative ascend with it
-        return lambda first, labels: np.asarray(squared[first : first + len(labels)]).view(np.uint32), False
-    if members == "farthest":
-        return lambda first, labels: ~np.asarray(squared[first : first + len(labels)]).view(np.uint32), False
+@dataclass(frozen=True)
+class Tickets:
+    """In which order the rows of a cluster are taken: the smallest ticket first."""
+
+    of: Callable[[int, np.ndarray], np.ndarray]
+    """For the rows from the first on, of the clusters (B,): (B,) uint32."""
+    even: bool = False
+    """Whether tickets are spread evenly over their range, so that small ones can be guessed."""
+
+
+def by_distance(squared: np.ndarray, *, farthest: bool = False) -> Tickets:
+    """By distances (N,) float32, none negative; nearest first, or `farthest`."""
+    # The bits of a float that is not negative ascend with it.
+    bits = np.asarray(squared).view(np.uint32)
+    return Tickets(lambda first, labels: bits[first : first + len(labels)] ^ np.uint32(_ANY if farthest else 0))
+
+
+def by_chance(stream: int, weights: np.ndarray | None = None) -> Tickets:
+    """At random, or so that the chances to be taken next are in proportion to `weights` (N,)."""
     if weights is None:
-        return lambda first, labels: rng.tickets(stream, first, len(labels)), True
+        return Tickets(lambda first, labels: rng.tickets(stream, first, len(labels)), even=True)
 
     def weighted(first: int, labels: np.ndarray) -> np.ndarray:
         """Efraimidis and Spirakis, "Weighted random sampling with a reservoir", IPL 2006."""
@@ -149,17 +98,15 @@ def _tickets(
         with np.errstate(divide="ignore"):
             return (-np.log(chance) / weights[first : first + len(labels)]).astype(np.float32).view(np.uint32)
 
-    return weighted, False
+    return Tickets(weighted)
 
 
-def _draw(
+def draw(
     assignment: np.ndarray,
     sizes: np.ndarray,
     amounts: np.ndarray,
     tickets: Tickets,
     available: np.ndarray | None,
-    *,
-    even: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`amounts[k]` of the `sizes[k]` available rows of each cluster k: ascending indices (S,) and how often each counts (S,).
 
@@ -176,7 +123,7 @@ def _draw(
 
         full += [rows for (rows,) in _blocks(assignment, whole)]
     limits = np.full(len(sizes), _ANY)
-    if even:
+    if tickets.even:
         share = (rest + 3 * np.sqrt(rest) + 2) / np.maximum(sizes, 1)
         limits = (np.minimum(share, 1) * float(_ANY)).astype(np.uint32)
     drawn, short = _smallest(assignment, sizes, rest, limits, tickets, available)
@@ -209,7 +156,7 @@ def _smallest(
         within = np.where(goal > 0, limits, 0).astype(np.uint32)
 
         def candidates(first: int, labels: np.ndarray, within: np.ndarray = within) -> tuple[np.ndarray, ...]:
-            ticket = tickets(first, labels)
+            ticket = tickets.of(first, labels)
             kept = _where(first, ticket <= within[labels], available)
             return first + kept, labels[kept].astype(np.uint64) << np.uint64(32) | ticket[kept]
 

@@ -173,6 +173,9 @@ def select(
     settings: Settings = None,
     samples: Annotated[Path | None, typer.Option(help="What `windrow shard` wrote: a training list is written too.")] = None,
     duplicates: Annotated[Path | None, typer.Option(help="What `windrow dedup` wrote: those rows are left out.")] = None,
+    embeddings: Annotated[Path | None, typer.Option(help="What was clustered, for strategies that compare rows.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="Embeddings of what to look for, for strategy=retrieval.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="A .npy array with a number a row, for weighted strategies.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Clusters to a selection. Settings: those of the section `select`, for example strategy=balanced fraction=0.3."""
@@ -184,7 +187,14 @@ def select(
 
     chosen = {"strategy": "balanced", **parse_overrides(settings or [])}
     config: Any = check(TypeAdapter(SelectConfig), chosen, of="select")
-    given = {"clusters": clusters, "samples": samples, "duplicates": duplicates}
+    given = {
+        "clusters": clusters,
+        "samples": samples,
+        "duplicates": duplicates,
+        "embeddings": embeddings,
+        "queries": queries,
+        "scores": scores,
+    }
     _run_stage(Select(config, seed), out, {role: path for role, path in given.items() if path})
 
 

@@ -85,7 +85,7 @@ def is_artifact(path: Path) -> bool:
 
 
 def identity(path: Path) -> str:
-    """The fingerprint of an artifact; for embeddings of the user's own one of the files' names, sizes and times."""
+    """The fingerprint of an artifact; for files of the user's own one of their names, sizes and times."""
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() and not is_artifact(path) else []
     found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix in SUFFIXES]
     if not found:

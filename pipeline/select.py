@@ -1,23 +1,27 @@
 """select: which samples of the pool the next training sees, and which cluster each belongs to."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation import sampling
-from curation.config import BalancedConfig, RandomConfig
+from curation.config import SelectConfig
+from curation.errors import DataError
 from curation.files import atomic_path
 from curation.quality import total_variation_from_uniform
-from curation.selection import Selection
+from curation.selection import Pool, Selection
+from curation.selectors import select
 from pipeline.artifacts import Part, read_kind
 from pipeline.cluster import read_hierarchy
 from pipeline.dedup import DUPLICATES
+from pipeline.embed import open_embeddings
 from pipeline.shard import read_index
 from pipeline.sources import POOL
 from pipeline.stage import Made, Work
+from trainers.data import ROWS_PER_EPOCH
 
 SELECTION, TRAINING, PSEUDO_LABELS = "selection.parquet", "training.parquet", "pseudo-labels.parquet"
 
@@ -27,10 +31,11 @@ class Select:
     """Tables: the selection (row_id, repeats, reason); the pseudo-labels of the whole pool (row_id, level_1, …); and, with an
     input "samples", the training list, which has what a loader needs to stream the selection from the shards.
 
-    With an input "duplicates", rows that go for others are left out before anything is selected.
+    With an input "duplicates", rows that go for others are left out before anything is selected. Selectors may look at inputs
+    "embeddings", "queries" and "scores".
     """
 
-    config: BalancedConfig | RandomConfig
+    config: SelectConfig
     seed: int
     kind = "selection"
 
@@ -38,23 +43,9 @@ class Select:
         return {"seed": self.seed, **self.config.deciding()}
 
     def make(self, work: Work) -> Made:
-        hierarchy, row_ids = read_hierarchy(work.inputs["clusters"])
-        available = None
-        if duplicates := work.inputs.get("duplicates"):
-            read_kind(duplicates, "duplicates")
-            available = ~np.isin(row_ids, pq.read_table(duplicates / DUPLICATES)["row_id"].to_numpy())
-        budget = self.config.rows(len(row_ids))
-        if isinstance(self.config, BalancedConfig):
-            selection = sampling.balanced(
-                hierarchy,
-                budget,
-                stream=self.seed,
-                members=self.config.members,
-                max_repeats=self.config.max_repeats,
-                available=available,
-            )
-        else:
-            selection = sampling.random(len(row_ids), budget, stream=self.seed, available=available)
+        pool, row_ids = _pool(work)
+        hierarchy = pool.hierarchy
+        selection = select(self.config, pool, stream=self.seed)
 
         depth = len(hierarchy.levels)
         labels = {f"level_{level}": hierarchy.labels(level) for level in range(1, depth + 1)}
@@ -66,11 +57,17 @@ class Select:
                 "reason": pa.array([selection.reason] * len(selection.rows)),
             }
         )
+        if selection.weights is not None:
+            chosen = chosen.append_column("weight", pa.array(selection.weights))
+        if selection.per_epoch is not None:
+            chosen = chosen.replace_schema_metadata({ROWS_PER_EPOCH: str(selection.per_epoch)})
         tables = {SELECTION: chosen, PSEUDO_LABELS: pool}
         if samples := work.inputs.get("samples"):
             index = read_index(samples, POOL, ["row_id", "shard", "offset", "size"])
             place = np.searchsorted(index["row_id"].to_numpy(), row_ids[selection.rows])
-            training = index.take(place).append_column("repeats", chosen["repeats"])
+            training = index.take(place).replace_schema_metadata(chosen.schema.metadata)
+            for name in chosen.column_names[1:]:
+                training = training.append_column(name, chosen[name])
             for name in labels:
                 training = training.append_column(name, pool[name].take(selection.rows))
             tables[TRAINING] = training
@@ -91,3 +88,37 @@ class Select:
                 "tv_selected": total_variation_from_uniform(np.bincount(values[selection.rows], minlength=num)),
             }
         return {"reason": selection.reason, **selection.counts, "cluster_balance": balance}
+
+
+def _pool(work: Work) -> tuple[Pool, np.ndarray]:
+    """What there is to choose from, and the row id (N,) of each row of it."""
+    clusters = work.inputs["clusters"]
+    hierarchy, row_ids = read_hierarchy(clusters)
+    normalize = read_kind(clusters, "clusters").settings["normalize"]
+    available = None
+    if duplicates := work.inputs.get("duplicates"):
+        read_kind(duplicates, "duplicates")
+        available = ~np.isin(row_ids, pq.read_table(duplicates / DUPLICATES)["row_id"].to_numpy())
+    opened = {
+        role: open_embeddings(work.inputs[role], normalize=normalize)
+        for role in ("embeddings", "queries")
+        if role in work.inputs
+    }
+    scores = _scores(work.inputs["scores"]) if "scores" in work.inputs else None
+    given = {"embeddings": opened["embeddings"].num_rows} if "embeddings" in opened else {}
+    given |= {} if scores is None else {"scores": len(scores)}
+    for role, num in given.items():
+        if num != len(row_ids):
+            raise DataError(f"{work.inputs[role]} has {num:,} rows, {clusters} {len(row_ids):,}: these were not clustered.")
+    return Pool(hierarchy=hierarchy, available=available, scores=scores, **opened), row_ids
+
+
+def _scores(path: Path) -> np.ndarray:
+    """(N,) from a .npy file."""
+    try:
+        scores = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as scores: {error}. Expected a .npy array of one number a row.") from error
+    if scores.ndim != 1 or scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
+        raise DataError(f"{path} must hold one finite number a row; found {scores.dtype} of shape {scores.shape}.")
+    return scores

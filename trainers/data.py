@@ -23,6 +23,9 @@ from trainers import views
 from trainers.config import ViewsConfig
 from trainers.images import decode, to_square
 
+ROWS_PER_EPOCH = "rows_per_epoch"
+"""In the schema's metadata of a training list: how many of its rows an epoch shows, others each time."""
+
 
 @dataclass(frozen=True)
 class SampleList:
@@ -39,6 +42,8 @@ class SampleList:
     """(N,) int64."""
     repeats: np.ndarray
     """(N,) int32: how often an epoch shows the sample."""
+    per_epoch: int | None = None
+    """How many an epoch shows, drawn anew each time; None: all."""
 
     @classmethod
     def read(cls, path: Path, shard_directory: Path) -> "SampleList":
@@ -57,6 +62,7 @@ class SampleList:
         """From columns row_id, shard, offset, size and optionally repeats; `shard` is relative to the directory."""
         shards = table["shard"].combine_chunks().dictionary_encode()
         repeats = "repeats" in table.column_names
+        per_epoch = (table.schema.metadata or {}).get(ROWS_PER_EPOCH.encode())
         return cls(
             shards=tuple(shard_directory / name for name in shards.dictionary.to_pylist()),
             shard=shards.indices.to_numpy(zero_copy_only=False).astype(np.int32),
@@ -64,6 +70,7 @@ class SampleList:
             size=table["size"].to_numpy(),
             row_id=table["row_id"].to_numpy(),
             repeats=table["repeats"].to_numpy() if repeats else np.ones(table.num_rows, dtype=np.int32),
+            per_epoch=int(per_epoch) if per_epoch else None,
         )
 
     def __len__(self) -> int:
@@ -134,8 +141,8 @@ class Loader:
 
     @property
     def epoch_size(self) -> int:
-        """Samples of one epoch, repeats included."""
-        return int(self._ends[-1])
+        """Samples that one epoch shows, repeats included."""
+        return self._samples.per_epoch or int(self._ends[-1])
 
     def order(self, positions: np.ndarray) -> np.ndarray:
         """Indices into the sample list of stream `positions` (B,)."""
@@ -144,7 +151,7 @@ class Loader:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             stream = rng.key(self._seed, "order", int(epoch))
-            shown[here] = rng.permute(stream, positions[here] % self.epoch_size, self.epoch_size)
+            shown[here] = rng.permute(stream, positions[here] % self.epoch_size, int(self._ends[-1]))
         return np.searchsorted(self._ends, shown, side="right")
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:

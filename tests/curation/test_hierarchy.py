@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from curation.collectives import Alone, TorchCollectives
+from curation.config import BalancedConfig
 from curation.errors import ConfigError
 from curation.hierarchy import ClusterHierarchy, HierarchyProgress, Level, closest_items, hierarchical_kmeans
 from curation.journal import Journal
 from curation.kmeans import kmeans
 from curation.quality import total_variation_from_uniform
-from curation.sampling import balanced
+from curation.selection import Pool
+from curation.selectors import select
 from curation.source import ArraySource, Block
 from tests.helpers import on_ranks
 
@@ -47,10 +49,10 @@ def test_levels_fit_together() -> None:
 def test_resampling_and_levels_flatten_what_k_means_leaves_uneven() -> None:
     rows, ring = rings()
     plain, curated = build(rows, [100], resampling_steps=0), build(rows, [300, 100], resampling_steps=10)
-    tv = [
-        total_variation_from_uniform(np.bincount(ring[balanced(hierarchy, 200, stream=1).rows], minlength=5))
-        for hierarchy in (plain, curated)
-    ]
+    tv = []
+    for hierarchy in (plain, curated):
+        chosen = select(BalancedConfig(budget=200), Pool(hierarchy=hierarchy), stream=1).rows
+        tv.append(total_variation_from_uniform(np.bincount(ring[chosen], minlength=5)))
     assert total_variation_from_uniform(np.bincount(ring)) > 0.35
     assert tv[0] < 0.3
     assert tv[1] < 0.8 * tv[0]

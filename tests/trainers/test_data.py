@@ -10,7 +10,7 @@ from PIL import Image
 
 from curation.errors import DataError
 from trainers.config import ViewsConfig
-from trainers.data import Batch, Loader, SampleList
+from trainers.data import ROWS_PER_EPOCH, Batch, Loader, SampleList
 
 VIEWS = ViewsConfig(num_local=1, global_size=8, local_size=8)
 
@@ -68,6 +68,18 @@ def test_resuming_at_a_step_gives_the_rest(tmp_path: Path) -> None:
     whole, rest = load(samples, 0, 1, 0, 9), load(samples, 0, 1, 5, 4)
     assert [batch.row_id.tolist() for batch in whole[5:]] == [batch.row_id.tolist() for batch in rest]
     assert all((a.global_crops == b.global_crops).all() for a, b in zip(whole[5:], rest, strict=True))
+
+
+def test_an_epoch_may_show_a_fresh_part_of_the_list(tmp_path: Path) -> None:
+    shards(tmp_path)
+    path = tmp_path / "list.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({ROWS_PER_EPOCH: "4"}), path)
+    samples = SampleList.read(path, tmp_path)
+    assert Loader(samples, VIEWS, seed=1, global_batch_size=4).epoch_size == 4
+    epochs = [set(batch.row_id.tolist()) for batch in load(samples, 0, 1, 0, 12)]
+    assert all(len(epoch) == 4 for epoch in epochs)
+    assert set.union(*epochs) == set(range(10))
+    assert len({frozenset(epoch) for epoch in epochs}) > 6
 
 
 def test_an_epoch_shows_each_sample_as_often_as_it_repeats_and_epochs_differ(tmp_path: Path) -> None:

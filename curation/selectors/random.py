@@ -1,0 +1,14 @@
+"""Uniform sampling: what curation must beat."""
+
+import numpy as np
+
+from curation import rng
+from curation.config import RandomConfig
+from curation.selection import Pool, Selection
+
+
+def select(config: RandomConfig, pool: Pool, budget: int, *, stream: int) -> Selection:  # noqa: ARG001  as all selectors are called
+    """`budget` of the available rows, without replacement."""
+    num = pool.num_available
+    rows = rng.permute(stream, np.arange(min(budget, num)), num)
+    return Selection.of(rows if pool.available is None else np.flatnonzero(pool.available)[rows], "random")
