@@ -1,6 +1,11 @@
-"""Nearest centroids: the product that clustering spends its time on."""
+"""Nearest centroids: the product that clustering spends its time on, and the check that makes its labels exact.
 
-from typing import NamedTuple
+Expanding |x - c|² to |x|² - 2 x·c + |c|² turns distances into one matrix product, taken in the fastest arithmetic of the
+device. It rounds, but by no more than a known bound. Where the two nearest centroids of a row are closer to one another than
+that, the few that may be nearest are compared in float64. So labels are those of float64, whatever the product was taken in.
+"""
+
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +13,8 @@ from torch import Tensor
 
 _SCORES = 2**22
 """Scores held at once: so few that they stay in the cache between the product and the search for the smallest."""
+_PAIRS = 2**22
+"""Numbers of rows and centroids held at once when they are compared in float64."""
 
 
 class Nearest(NamedTuple):
@@ -15,45 +22,129 @@ class Nearest(NamedTuple):
 
     label: Tensor
     """(B,) int64: the nearest centroid, the smaller index on a tie."""
-    squared: Tensor
-    """(B,) float32: the squared Euclidean distance to it."""
     margin: Tensor
     """(B,) float32: how much greater the squared distance to the second nearest is; infinite for a single centroid."""
 
 
-class NearestCentroid:
-    """Finds the nearest of `centroids` (K, D) float32 for rows (B, D) float32, both near the origin and on one device.
+class Coarse(NamedTuple):
+    """What a product that rounds says of B rows."""
 
-    Expanding |x - c|² to |x|² - 2 x·c + |c|² makes it one matrix product; the distance itself is then computed from the
-    difference, so that nothing cancels.
+    label: Tensor
+    """(B,) int64."""
+    best: Tensor
+    """(B,) float32: the score of that centroid, its squared distance up to something that is the same for all centroids."""
+    second: Tensor
+    """(B,) float32: the score of the runner-up."""
+    error: Tensor
+    """(B,) float32: what rounding changes any score of the row by at the most."""
+
+
+class Products(Protocol):
+    """A way to compute scores, the seam between exact labels and the arithmetic of a device."""
+
+    block_rows: int
+    """How many rows to pass at once."""
+
+    def nearest(self, rows: Tensor) -> Coarse: ...
+
+    def candidates(self, rows: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """Which centroids have scores up to `limit` (B,): places in `rows` (P,) and centroids (P,), int64."""
+        ...
+
+
+class NearestCentroid:
+    """Finds the nearest of `centroids` (K, D) float32 for rows (B, D) of any floating type on the same device.
+
+    Products are taken about `origin` (D,), which should lie amid the rows so that little cancels.
     """
 
-    def __init__(self, centroids: Tensor) -> None:
+    def __init__(self, centroids: Tensor, origin: Tensor | None = None) -> None:
         self._centroids = centroids
-        self._norms = (centroids * centroids).sum(1)
-        self._weight = (-2 * centroids)[:, :, None, None].contiguous(memory_format=torch.channels_last)
-        self.block_rows = min(4096, max(256, _SCORES // len(centroids)))
+        origin = torch.zeros_like(centroids[0]) if origin is None else origin
+        self._products: Products = FullProducts(centroids, origin)
+        if centroids.is_cuda:
+            from curation.kernels import HalfProducts
+
+            self._products = HalfProducts(centroids, origin)
+        self.block_rows = self._products.block_rows
         """How many rows to pass at once."""
 
     def __call__(self, rows: Tensor) -> Nearest:
-        scores = self._scores(rows)
+        coarse = self._products.nearest(rows)
+        label, margin = coarse.label, coarse.second - coarse.best
+        unsure = (~(margin > 2 * coarse.error)).nonzero()[:, 0]
+        if len(unsure) and len(self._centroids) > 1:
+            limit = coarse.best[unsure] + 2 * coarse.error[unsure]
+            label[unsure], margin[unsure] = self._compare(rows[unsure], limit)
+        return Nearest(label, margin)
+
+    def _compare(self, rows: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """Label and margin of `rows` (U, D) by the float64 distances of the centroids whose scores are within `limit` (U,)."""
+        row, centroid = self._products.candidates(rows, limit)
+        squared = torch.cat(
+            [
+                (rows[i].double() - self._centroids[k].double()).square().sum(1)
+                for i, k in zip(*(index.split(max(1, _PAIRS // rows.shape[1])) for index in (row, centroid)), strict=True)
+            ]
+        )
+        infinite = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
+        best = infinite.scatter_reduce(0, row, squared, "amin")
+        last = torch.full((len(rows),), len(self._centroids) - 1, device=rows.device)
+        label = last.scatter_reduce(0, row, torch.where(squared == best[row], centroid, len(self._centroids)), "amin")
+        others = torch.where(centroid == label[row], torch.inf, squared)
+        return label, (infinite.scatter_reduce(0, row, others, "amin") - best).float()
+
+
+class FullProducts:
+    """Scores in float32, by torch; on any device."""
+
+    def __init__(self, centroids: Tensor, origin: Tensor) -> None:
+        self._origin = origin
+        self._centroids = centroids - origin
+        self._norms = (self._centroids * self._centroids).sum(1)
+        self._weight = (-2 * self._centroids)[:, :, None, None].contiguous(memory_format=torch.channels_last)
+        # A sum of D products rounds by at most D units of each product's magnitude (Higham, "Accuracy and Stability of
+        # Numerical Algorithms", 2002, section 3.1), the centring of rows and centroids and the final sum by four more.
+        self._unit = (centroids.shape[1] + 4) * 2.0**-24
+        self._farthest = float(self._norms.max().sqrt())
+        self.block_rows = min(4096, max(256, _SCORES // len(centroids)))
+
+    def nearest(self, rows: Tensor) -> Coarse:
+        centred = rows.float() - self._origin
+        scores = self._scores(centred)
         best, label = scores.min(1)
         scores.scatter_(1, label[:, None], torch.inf)
-        away = rows - self._centroids[label]
-        return Nearest(label, torch.linalg.vecdot(away, away), scores.amin(1) - best)
+        error = (2 * torch.linalg.vector_norm(centred, dim=1) + self._farthest) * (self._unit * self._farthest)
+        return Coarse(label, best, scores.amin(1), error)
+
+    def candidates(self, rows: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+        found = []
+        for start in range(0, len(rows), self.block_rows):
+            near = self._scores(rows[start : start + self.block_rows].float() - self._origin)
+            row, centroid = (near <= limit[start : start + self.block_rows, None]).nonzero(as_tuple=True)
+            found.append((row + start, centroid))
+        row, centroid = (torch.cat(column) for column in zip(*found, strict=True))
+        return row, centroid
 
     def squared(self, rows: Tensor) -> Tensor:
-        """The squared distance to every centroid: (B, K) float32."""
-        return (self._scores(rows) + (rows * rows).sum(1, keepdim=True)).clamp_(min=0)
+        """The squared distance to every centroid: (B, K) float32, as far as it rounds."""
+        centred = rows.float() - self._origin
+        return (self._scores(centred) + (centred * centred).sum(1, keepdim=True)).clamp_(min=0)
 
-    def _scores(self, rows: Tensor) -> Tensor:
+    def _scores(self, centred: Tensor) -> Tensor:
         """|c|² - 2 x·c: (B, K)."""
-        if rows.is_cuda:
-            return torch.addmm(self._norms, rows, self._centroids.T, alpha=-2)
+        if centred.is_cuda:
+            return torch.addmm(self._norms, centred, self._centroids.T, alpha=-2)
         # The same product as a convolution one pixel wide: oneDNN then multiplies, at two to three times the rate of MKL's
         # matrix product on AMD processors and never slower.
-        pixels = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)
-        return F.conv2d(pixels, self._weight, self._norms).permute(0, 2, 3, 1).view(len(rows), -1)
+        pixels = centred.view(1, len(centred), 1, -1).permute(0, 3, 1, 2)
+        return F.conv2d(pixels, self._weight, self._norms).permute(0, 2, 3, 1).view(len(centred), -1)
+
+
+def squared_distance(rows: Tensor, centroids: Tensor, label: Tensor) -> Tensor:
+    """(B,) float32: of each of `rows` (B, D) to centroid `label` (B,), from the difference, so that nothing cancels."""
+    away = rows.float() - centroids[label]
+    return torch.linalg.vecdot(away, away)
 
 
 def default_device() -> torch.device:

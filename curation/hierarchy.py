@@ -16,7 +16,7 @@ from curation import rng
 from curation.collectives import Alone, Collectives
 from curation.errors import ConfigError
 from curation.journal import Journal
-from curation.kmeans import KMeansResult, Progress, kmeans_steps
+from curation.kmeans import Fit, KMeansResult, Progress, kmeans_steps
 from curation.source import ArraySource, EmbeddingSource, SharedSource, Subset
 
 
@@ -146,20 +146,21 @@ def _resampled_kmeans(
 ) -> Generator[HierarchyProgress, None, KMeansResult]:
     """k-means, then `resampling_steps` times: refit on the closest items of every cluster and assign all items anew."""
 
-    def fit(rows: EmbeddingSource, step: int) -> Generator[HierarchyProgress, None, KMeansResult]:
+    def fit(rows: EmbeddingSource, step: int) -> Generator[HierarchyProgress, None, Fit]:
         steps = kmeans_steps(rows, num_clusters, stream=rng.key(stream, step), journal=journal.inner(f"step-{step}"), **options)
         return (yield from _inside(depth, step, steps))
 
     def assign(centroids: np.ndarray, step: int) -> Generator[HierarchyProgress, None, KMeansResult]:
         only = {**options, "max_iterations": 0}
-        return (yield from _inside(depth, step, kmeans_steps(items, num_clusters, stream=stream, initial=centroids, **only)))
+        steps = kmeans_steps(items, num_clusters, stream=stream, initial=centroids, **only)
+        return (yield from _inside(depth, step, steps)).result()
 
     if saved := journal.load("resampling"):
         done = int(saved["step"])
         whole = yield from assign(saved["centroids"], done)
     else:
         done = 0
-        whole = yield from fit(items, 0)
+        whole = (yield from fit(items, 0)).result()
     for step in range(done + 1, resampling_steps + 1):
         mean_size = whole.sizes.sum() / len(whole.sizes)
         if mean_size < 2:
@@ -172,16 +173,14 @@ def _resampled_kmeans(
     return whole
 
 
-def _inside(
-    depth: int, step: int, steps: Generator[Progress, None, KMeansResult]
-) -> Generator[HierarchyProgress, None, KMeansResult]:
+def _inside(depth: int, step: int, steps: Generator[Progress, None, Fit]) -> Generator[HierarchyProgress, None, Fit]:
     """The same, with every report saying where it comes from."""
     while True:
         try:
             progress = next(steps)
         except StopIteration as end:
-            result: KMeansResult = end.value
-            return result
+            found: Fit = end.value
+            return found
         yield HierarchyProgress(depth, step, progress)
 
 

@@ -2,11 +2,12 @@
 
 One pass over the rows gives each one's label, squared distance and margin; between workers travel the sample, the (K, D)
 sums and the (K,) counts. Sums are exact: every term is rounded to a grid so coarse that float64 adds without rounding.
-Therefore the result is the same, bit for bit, on any number of workers, with any cut into blocks, on a GPU or not in order.
+Therefore the result is the same, bit for bit, on any number of workers and with any cut into blocks, and a row that changes
+its cluster can be taken out of one sum and added to another without a trace: only such rows cost anything but the search.
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from curation import rng
 from curation.collectives import Alone, Collectives
-from curation.distance import NearestCentroid, default_device
+from curation.distance import NearestCentroid, default_device, squared_distance
 from curation.errors import DataError
 from curation.exact import Grid
 from curation.journal import Journal
@@ -27,6 +28,7 @@ _SAMPLE_PER_CLUSTER, _SAMPLE_ROWS = 20, 20_000
 _SAMPLE_BYTES = 2**31
 _REFINE_ITERATIONS = 5
 _MANY = 4096
+_BLOCK = 16384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +65,8 @@ def kmeans(source: EmbeddingSource, num_clusters: int, **options: Any) -> KMeans
         try:
             next(steps)
         except StopIteration as end:
-            result: KMeansResult = end.value
-            return result
+            fit: Fit = end.value
+            return fit.result()
 
 
 def kmeans_steps(
@@ -80,8 +82,8 @@ def kmeans_steps(
     collectives: Collectives | None = None,
     journal: Journal | None = None,
     device: torch.device | None = None,
-) -> Generator[Progress, None, KMeansResult]:
-    """Cluster rows into at most `num_clusters` by Euclidean distance; yields a report a pass, returns the result.
+) -> Generator[Progress, None, "Fit"]:
+    """Cluster rows into at most `num_clusters` by Euclidean distance; yields a report a pass, returns what it found.
 
     `source` holds this worker's rows (and `weights` (N,) float32 theirs); workers hold theirs in rank order. The number of
     centroids is capped at the number of distinct rows. Stops when moving the centroids to their means would lower the
@@ -155,33 +157,50 @@ def _lloyd(
     *,
     spherical: bool,
     tolerance: float,
-) -> Generator[Progress, None, KMeansResult]:
-    """Lloyd iterations from `centroids`, continuing after those that `inertia` tells of."""
+) -> Generator[Progress, None, "Fit"]:
+    """Lloyd iterations from `centroids` (K, D), continuing after those that `inertia` tells of."""
+    sums = _Sums(rows, len(centroids), space)
     while True:
-        found = _pass(rows, centroids, space)
+        last = len(inertia) == max_moves
+        found = _pass(rows, centroids, space, sums, squares=last)
         inertia.append(found.inertia)
         yield Progress(len(inertia), found.inertia, rows.total)
-        if len(inertia) > max_moves:
-            break
-        repaired = _repair(found, rows, rng.key(stream, "repair", len(inertia)))
+        if last:
+            return Fit(rows, space, centroids, found, inertia)
+        repaired = _repair(found, centroids, rows, rng.key(stream, "repair", len(inertia)))
         occupied = found.counts > 0
         means = found.sums / np.where(occupied, found.mass, 1)[:, None]
         if spherical:
             means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         moved = np.where(occupied[:, None], means, centroids).astype(np.float32)
-        if not repaired and _gain(found, centroids, moved, space) <= tolerance * found.inertia:
-            break
+        if not repaired and found.inertia - _inertia(found, moved, space) <= tolerance * found.inertia:
+            return Fit(rows, space, centroids, found, inertia)
         centroids = moved
         journal.save("iterations", centroids=centroids, inertia=np.array(inertia))
-    occupied = found.counts > 0
-    return KMeansResult(
-        centroids=centroids[occupied],
-        assignment=(np.cumsum(occupied) - 1)[found.assignment].astype(np.int32),
-        squared_distance=found.squared_distance,
-        margin=found.margin,
-        sizes=found.counts[occupied],
-        inertia=inertia,
-    )
+
+
+class Fit:
+    """Centroids, and the labels of the last pass over the rows."""
+
+    def __init__(self, rows: "_Rows", space: "_Space", centroids: np.ndarray, found: "_Pass", inertia: list[float]) -> None:
+        self._rows, self._space, self._found, self._inertia = rows, space, found, inertia
+        self._every = centroids
+        self._occupied = found.counts > 0
+        self.centroids = centroids[self._occupied]
+        """(K, D) float32, none of them empty."""
+
+    def result(self) -> KMeansResult:
+        """With the distance of every row; reads the rows again unless the last pass was known to be the last."""
+        found = self._found
+        squared = found.squared if found.squared is not None else self._rows.squared_distance(self._every, found.label)
+        return KMeansResult(
+            centroids=self.centroids,
+            assignment=(np.cumsum(self._occupied) - 1)[found.label.cpu().numpy()].astype(np.int32),
+            squared_distance=squared.cpu().numpy(),
+            margin=found.margin.cpu().numpy(),
+            sizes=found.counts[self._occupied],
+            inertia=[*self._inertia[:-1], self._rows.inertia(squared, self._space)],
+        )
 
 
 @dataclass(frozen=True)
@@ -191,6 +210,7 @@ class _Space:
     origin: Tensor
     rows: Grid
     squares: Grid
+    weights: Grid
 
     @classmethod
     def of(cls, sample: np.ndarray, weights: np.ndarray | None, num_rows: int) -> "_Space":
@@ -202,6 +222,7 @@ class _Space:
             torch.from_numpy(origin),
             Grid(float(np.abs(sample).max()) * weight, num_rows),
             Grid(farthest * weight, num_rows),
+            Grid(weight, num_rows),
         )
 
 
@@ -232,76 +253,119 @@ class _Rows:
             return rows, None
         return rows, np.concatenate(self.workers.gather(self.weights[mine].astype(np.float32)))
 
+    def blocks(self, size: int) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Where a block of at most `size` rows lies, its rows (B, D) in the type they have, and their weights (B,)."""
+        for first, block in self.source.blocks():
+            for start in range(0, len(block), size):
+                some = torch.from_numpy(np.array(block[start : start + size])).to(self.device)
+                place = slice(first + start, first + start + len(some))
+                weight = None if self.weights is None else torch.from_numpy(self.weights[place]).float().to(self.device)
+                yield place, some, weight
+
+    def squared_distance(self, centroids: np.ndarray, label: Tensor) -> Tensor:
+        """(N,) float32: of this worker's rows to the centroids (K, D) that `label` (N,) names."""
+        every = torch.from_numpy(centroids).to(self.device)
+        squared = torch.empty(self.source.num_rows, device=self.device)
+        for place, some, _ in self.blocks(_BLOCK):
+            squared[place] = squared_distance(some, every, label[place])
+        return squared
+
+    def inertia(self, squared: Tensor, space: "_Space") -> float:
+        """The weighted sum of `squared` (N,) over all workers."""
+        mine = squared if self.weights is None else squared * torch.from_numpy(self.weights).float().to(self.device)
+        return float(self.workers.sum(space.squares(mine).sum()[None].cpu().numpy())[0])
+
+
+class _Sums:
+    """What this worker's rows add up to, by the labels of the last pass."""
+
+    def __init__(self, rows: _Rows, num_clusters: int, space: _Space) -> None:
+        num, device = rows.source.num_rows, rows.device
+        self.label = torch.full((num,), -1, dtype=torch.int32, device=device)
+        self.margin = torch.empty(num, device=device)
+        self.of_rows = torch.zeros(num_clusters, rows.source.dim, dtype=torch.float64, device=device)
+        self.of_squares = torch.zeros((), dtype=torch.float64, device=device)
+        """Of the squared distances to the origin."""
+        self._space = space
+        self._first = True
+
+    def update(self, place: slice, rows: Tensor, weight: Tensor | None, label: Tensor) -> None:
+        """Rows (B, D) at `place` now have `label` (B,)."""
+        before = self.label[place]
+        moved = (label != before).nonzero()[:, 0]
+        values = rows[moved].float()
+        terms = self._space.rows(values if weight is None else values * weight[moved, None])
+        self.of_rows.index_add_(0, label[moved], terms)
+        if self._first:
+            centred = values - self._space.origin.to(values.device)
+            squares = torch.linalg.vecdot(centred, centred)
+            self.of_squares += self._space.squares(squares if weight is None else squares * weight).sum()
+        else:
+            self.of_rows.index_add_(0, before[moved], terms, alpha=-1)
+        self.label[place] = label
+
+    def finish(self) -> None:
+        """All rows have a label."""
+        self._first = False
+
 
 @dataclass(kw_only=True)
 class _Pass:
     """What one pass found: the first three for this worker's rows, the rest over all workers."""
 
-    assignment: np.ndarray
-    squared_distance: np.ndarray
-    margin: np.ndarray
+    label: Tensor
+    margin: Tensor
+    squared: Tensor | None
+    """(N,) float32: squared distances, where asked for."""
     sums: np.ndarray
     """(K, D) float64: weighted."""
     counts: np.ndarray
     """(K,) int64: rows."""
     mass: np.ndarray
     """(K,) float64: their weights."""
-    inertia: float
+    squares: float
+    """Sum of the rows' squared distances to the origin."""
+    inertia: float = math.nan
 
 
-def _pass(rows: _Rows, centroids: np.ndarray, space: _Space) -> _Pass:
+def _pass(rows: _Rows, centroids: np.ndarray, space: _Space, sums: _Sums, *, squares: bool) -> _Pass:
     """Assign every row to its nearest centroid and sum the rows of each cluster."""
-    num_clusters, device = len(centroids), rows.device
-    origin = space.origin.to(device)
-    nearest = NearestCentroid(torch.from_numpy(centroids).to(device) - origin)
-    sums = torch.zeros(num_clusters, rows.source.dim, dtype=torch.float64, device=device)
-    counts = torch.zeros(num_clusters, dtype=torch.int64, device=device)
-    mass = torch.zeros(num_clusters, dtype=torch.float64, device=device)
-    inertia = torch.zeros((), dtype=torch.float64, device=device)
-    assignment = np.empty(rows.source.num_rows, dtype=np.int32)
-    squared_distance = np.empty(rows.source.num_rows, dtype=np.float32)
-    margin = np.empty(rows.source.num_rows, dtype=np.float32)
-    for first, block in rows.source.blocks():
-        for start in range(0, len(block), nearest.block_rows):
-            some = torch.from_numpy(np.array(block[start : start + nearest.block_rows])).to(device).float()
-            found = nearest(some - origin)
-            place = slice(first + start, first + start + len(some))
-            terms, squares = space.rows(some), found.squared
-            if rows.weights is not None:
-                weight = torch.from_numpy(rows.weights[place]).to(device)
-                terms, squares = space.rows(some * weight[:, None]), squares * weight
-                mass.index_add_(0, found.label, weight.double())
-            sums.index_add_(0, found.label, terms)
-            counts += torch.bincount(found.label, minlength=num_clusters)
-            inertia += space.squares(squares).sum()
-            assignment[place] = found.label.cpu().numpy()
-            squared_distance[place] = found.squared.cpu().numpy()
-            margin[place] = found.margin.cpu().numpy()
-    total = rows.workers.sum(counts.cpu().numpy())
-    result = _Pass(
-        assignment=assignment,
-        squared_distance=squared_distance,
-        margin=margin,
-        sums=rows.workers.sum(sums.cpu().numpy()),
-        counts=total,
-        mass=total.astype(np.float64) if rows.weights is None else rows.workers.sum(mass.cpu().numpy()),
-        inertia=float(rows.workers.sum(inertia.cpu().numpy()[None])[0]),
+    every = torch.from_numpy(centroids).to(rows.device)
+    nearest = NearestCentroid(every, space.origin.to(rows.device))
+    squared = torch.empty(rows.source.num_rows, device=rows.device) if squares else None
+    mass = torch.zeros(len(centroids), dtype=torch.float64, device=rows.device)
+    for place, some, weight in rows.blocks(nearest.block_rows):
+        label, sums.margin[place] = nearest(some)
+        sums.update(place, some, weight, label)
+        if squared is not None:
+            squared[place] = squared_distance(some, every, label)
+        if weight is not None:
+            mass.index_add_(0, label, space.weights(weight))
+    sums.finish()
+    counts = rows.workers.sum(torch.bincount(sums.label, minlength=len(centroids)).cpu().numpy())
+    found = _Pass(
+        label=sums.label,
+        margin=sums.margin,
+        squared=squared,
+        sums=rows.workers.sum(sums.of_rows.cpu().numpy()).copy(),
+        counts=counts,
+        mass=counts.astype(np.float64) if rows.weights is None else rows.workers.sum(mass.cpu().numpy()),
+        squares=float(rows.workers.sum(sums.of_squares.cpu().numpy()[None])[0]),
     )
-    if not math.isfinite(result.inertia):
+    found.inertia = _inertia(found, centroids, space)
+    if not math.isfinite(found.inertia):
         raise DataError("Some embeddings are NaN or infinite. Embed again, or remove those rows.")
-    return result
+    return found
 
 
-def _gain(found: _Pass, centroids: np.ndarray, moved: np.ndarray, space: _Space) -> float:
-    """By how much the inertia falls when the centroids move and no label changes."""
+def _inertia(found: _Pass, centroids: np.ndarray, space: _Space) -> float:
+    """The weighted sum of squared distances of the rows to `centroids` (K, D), with the labels of the pass."""
     origin = space.origin.numpy().astype(np.float64)
-    sums = found.sums - found.mass[:, None] * origin
-    before, after = centroids - origin, moved - origin
-    squares = (after * after).sum(1) - (before * before).sum(1)
-    return float((2 * sums * (after - before)).sum() - (found.mass * squares).sum())
+    sums, away = found.sums - found.mass[:, None] * origin, centroids - origin
+    return max(0.0, found.squares - float((2 * sums * away).sum()) + float((found.mass * (away * away).sum(1)).sum()))
 
 
-def _repair(found: _Pass, rows: _Rows, stream: int) -> int:
+def _repair(found: _Pass, centroids: np.ndarray, rows: _Rows, stream: int) -> int:
     """Give each empty cluster a row of its own, in place in `found`; returns how many.
 
     Rows are drawn by their squared distance, as k-means++ would draw the next seed, so crowded clusters that fit badly are
@@ -313,13 +377,14 @@ def _repair(found: _Pass, rows: _Rows, stream: int) -> int:
     if len(empty) == 0:
         return 0
     # Each worker offers as many rows as could be needed; the best of all of them are the same for any number of workers.
+    squared = rows.squared_distance(centroids, found.label).cpu().numpy()
     with np.errstate(divide="ignore"):
         chance = rng.uniform(stream, rows.first + np.arange(rows.source.num_rows))[:, 0]
-        ticket = -np.log1p(-chance) / found.squared_distance
+        ticket = -np.log1p(-chance) / squared
     mine = np.argsort(ticket, kind="stable")[: 2 * len(empty)]
     mine = np.sort(mine[np.isfinite(ticket[mine])])
     tickets = np.concatenate(rows.workers.gather(ticket[mine]))
-    labels = np.concatenate(rows.workers.gather(found.assignment[mine]))
+    labels = np.concatenate(rows.workers.gather(found.label.cpu().numpy()[mine]))
     weights = np.ones(len(mine)) if rows.weights is None else rows.weights[mine].astype(np.float64)
     weights = np.concatenate(rows.workers.gather(weights))
     values = np.concatenate(rows.workers.gather(rows.source.take(mine).astype(np.float64)))

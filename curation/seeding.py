@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from curation import rng
-from curation.distance import Nearest, NearestCentroid, coarse_dtype
+from curation.distance import NearestCentroid, coarse_dtype, squared_distance
 from curation.grouped import grouped_kmeans
 from curation.journal import Journal
 
@@ -106,26 +106,25 @@ def mesoclusters(points: Tensor, num_seeds: int, *, stream: int) -> Tensor:
     some = torch.from_numpy(rng.permute(rng.key(stream, "some"), np.arange(min(len(points), 20 * num_groups)), len(points)))
     groups = points[some[plus_plus(points[some], num_groups, stream=rng.key(stream, "groups"))]]
     for _ in range(3):
-        nearest = _nearest(points, groups)
+        label = _labels(points, groups)
         sums = torch.zeros(num_groups, points.shape[1], dtype=torch.float64, device=points.device)
-        sums.index_add_(0, nearest.label, points.double())
-        counts = torch.bincount(nearest.label, minlength=num_groups)
+        sums.index_add_(0, label, points.double())
+        counts = torch.bincount(label, minlength=num_groups)
         groups = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], groups.double()).float()
-    nearest = _nearest(points, groups)
-    order = torch.argsort(nearest.label, stable=True)
-    sizes = torch.bincount(nearest.label, minlength=num_groups).cpu().numpy()
+    label = _labels(points, groups)
+    order = torch.argsort(label, stable=True)
+    sizes = torch.bincount(label, minlength=num_groups).cpu().numpy()
     inertia = torch.zeros(num_groups, dtype=torch.float64, device=points.device).index_add_(
-        0, nearest.label, nearest.squared.double()
+        0, label, squared_distance(points, groups, label).double()
     )
     share = _apportion(inertia.cpu().numpy(), sizes, num_seeds)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     return grouped_kmeans(points[order], offsets, share, stream=rng.key(stream, "inside"), max_iterations=5).centroids
 
 
-def _nearest(points: Tensor, centroids: Tensor) -> Nearest:
+def _labels(points: Tensor, centroids: Tensor) -> Tensor:
     search = NearestCentroid(centroids)
-    found = [search(some) for some in points.split(search.block_rows)]
-    return Nearest(*(torch.cat(column) for column in zip(*found, strict=True)))
+    return torch.cat([search(some).label for some in points.split(search.block_rows)])
 
 
 def _apportion(shares: np.ndarray, capacity: np.ndarray, total: int) -> np.ndarray:

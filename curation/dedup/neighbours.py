@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curation.distance import NearestCentroid, default_device
+from curation.distance import FullProducts, default_device
 from curation.hierarchy import Level
 from curation.source import EmbeddingSource
 
@@ -48,16 +48,15 @@ def find_visits(
     """
     device = device or default_device()
     centroids = torch.from_numpy(np.array(level.centroids)).to(device)
-    origin = centroids.mean(0)
-    search = NearestCentroid(centroids - origin)
+    search = FullProducts(centroids, centroids.mean(0))
     number = torch.arange(len(centroids), device=device)
     rows, clusters, missed = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for first, block in source.blocks():
         for start in range(0, len(block), search.block_rows):
-            some = torch.from_numpy(np.array(block[start : start + search.block_rows])).to(device).float() - origin
+            some = torch.from_numpy(np.array(block[start : start + search.block_rows])).to(device)
             home = torch.from_numpy(level.assignment[first + start : first + start + len(some)].astype(np.int64)).to(device)
             squared = search.squared(some)
-            apart = search.squared(centroids[home] - origin).sqrt()
+            apart = search.squared(centroids[home]).sqrt()
             excess = squared - squared.gather(1, home[:, None]) - 2 * radius * apart
             # What rounding may have added, so that no pair is lost to it.
             near = (excess <= 1e-5 * (squared + squared.gather(1, home[:, None]))) & (number > home[:, None])

@@ -192,7 +192,7 @@ def test_killed_anywhere_it_continues_to_the_same_bits(tmp_path: Path, rows: np.
     attempts = 0
     while True:
         source = Dying(rows, block_rows=500)
-        source.lives = 7  # one pass and a little
+        source.lives = 12  # two passes and a little
         attempts += 1
         try:
             found = kmeans(source, 60, journal=Journal(tmp_path, seconds=0), **options)
