@@ -112,7 +112,9 @@ class FullProducts:
     def nearest(self, rows: Tensor) -> Coarse:
         centred = rows.float() - self._origin
         scores = self._scores(centred)
-        best, label = scores.min(1)
+        # numpy's search for the smallest uses the processor's vectors, torch's does not.
+        label = scores.argmin(1) if scores.is_cuda else torch.from_numpy(scores.numpy().argmin(1))
+        best = scores.gather(1, label[:, None])[:, 0]
         scores.scatter_(1, label[:, None], torch.inf)
         error = (2 * torch.linalg.vector_norm(centred, dim=1) + self._farthest) * (self._unit * self._farthest)
         return Coarse(label, best, scores.amin(1), error)
