@@ -45,10 +45,11 @@ class EmbeddingFiles:
 
     @classmethod
     def open(cls, paths: Path | Sequence[Path], *, normalize: bool = False) -> "EmbeddingFiles":
-        """Files as given, or those of a directory by name. Raises DataError for what cannot be read as embeddings."""
-        listed = [paths] if isinstance(paths, Path) else list(paths)
-        if isinstance(paths, Path) and paths.is_dir():
-            listed = sorted(path for path in paths.iterdir() if path.suffix in SUFFIXES)
+        """Files, and those of directories by name. Raises DataError for what cannot be read as embeddings."""
+        listed: list[Path] = []
+        for path in [paths] if isinstance(paths, Path) else paths:
+            inside = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
+            listed += inside
         if not listed:
             raise DataError(f"There are no embeddings in {paths}. Expected files ending in {', '.join(SUFFIXES)}.")
         pieces: list[_Piece] = []

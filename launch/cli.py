@@ -30,6 +30,7 @@ Embeddings = Annotated[
     typer.Argument(metavar="EMBEDDINGS", help="What `windrow embed` wrote, or .npy, Arrow or Parquet files of your own."),
 ]
 Clusters = Annotated[Path, typer.Argument(metavar="CLUSTERS", help="What `windrow cluster` wrote.")]
+Scores = Annotated[Path | None, typer.Option(help="A .npy array with a number for each row.")]
 Samples = Annotated[Path, typer.Argument(metavar="SAMPLES", help="What `windrow shard` wrote.")]
 
 
@@ -130,8 +131,7 @@ def embed(
     from pipeline.embed import Embed
 
     config = check(EmbedConfig, parse_overrides(settings or []), of="embed")
-    inputs = {"samples": samples} | ({"encoder": encoder} if encoder else {})
-    _run_stage(Embed(config, seed, has_encoder=encoder is not None), out, inputs)
+    _run_stage(Embed(config, seed, has_encoder=encoder is not None), out, {"samples": samples, "encoder": encoder})
 
 
 @app.command()
@@ -156,6 +156,10 @@ def dedup(
     clusters: Clusters,
     out: Out,
     settings: Settings = None,
+    samples: Annotated[Path | None, typer.Option(help="What `windrow shard` wrote: perceptual hashes are used too.")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="Embeddings of what is measured on: nothing like it stays.")] = None,
+    edges: Annotated[Path | None, typer.Option(help="An earlier result, to try a stricter setting on its pairs.")] = None,
+    scores: Scores = None,
 ) -> None:
     """Find near-duplicates among clustered embeddings. Settings: those of the section `dedup`, for example similarity=0.9."""
     from curation.config import DedupConfig
@@ -163,7 +167,8 @@ def dedup(
     from pipeline.dedup import Dedup
 
     config = check(DedupConfig, parse_overrides(settings or []), of="dedup")
-    _run_stage(Dedup(config), out, {"embeddings": embeddings, "clusters": clusters})
+    given = {"embeddings": embeddings, "clusters": clusters, "samples": samples, "held_out": held_out}
+    _run_stage(Dedup(config), out, given | {"edges": edges, "scores": scores})
 
 
 @app.command()
@@ -175,7 +180,7 @@ def select(
     duplicates: Annotated[Path | None, typer.Option(help="What `windrow dedup` wrote: those rows are left out.")] = None,
     embeddings: Annotated[Path | None, typer.Option(help="What was clustered, for strategies that compare rows.")] = None,
     queries: Annotated[Path | None, typer.Option(help="Embeddings of what to look for, for strategy=retrieval.")] = None,
-    scores: Annotated[Path | None, typer.Option(help="A .npy array with a number a row, for weighted strategies.")] = None,
+    scores: Scores = None,
     seed: Seed = 0,
 ) -> None:
     """Clusters to a selection. Settings: those of the section `select`, for example strategy=balanced fraction=0.3."""
@@ -195,7 +200,7 @@ def select(
         "queries": queries,
         "scores": scores,
     }
-    _run_stage(Select(config, seed), out, {role: path for role, path in given.items() if path})
+    _run_stage(Select(config, seed), out, given)
 
 
 @app.command()
@@ -213,8 +218,7 @@ def train(
     from trainers.config import TrainConfig
 
     config = check(TrainConfig, parse_overrides(settings or []), of="train")
-    inputs = {"samples": samples, "selection": selection} | ({"previous": previous} if previous else {})
-    _run_stage(Train(config, seed), out, inputs)
+    _run_stage(Train(config, seed), out, {"samples": samples, "selection": selection, "previous": previous})
 
 
 @app.command()
@@ -234,20 +238,19 @@ def evaluate(
     from trainers.config import EvaluateConfig
 
     config = check(EvaluateConfig, parse_overrides(settings or []), of="evaluate")
-    inputs = {"samples": samples, "encoder": encoder} | ({"selection": selection} if selection else {})
-    _run_stage(Evaluate(config, seed), out, inputs)
+    _run_stage(Evaluate(config, seed), out, {"samples": samples, "encoder": encoder, "selection": selection})
     scores = json.loads((out / EVALUATION).read_text())
     typer.echo("\n".join(f"{name}: {value:.4g}" for name, value in scores.items() if isinstance(value, (int, float))))
 
 
-def _run_stage(stage: "Stage", out: Path, inputs: dict[str, Path]) -> None:
+def _run_stage(stage: "Stage", out: Path, inputs: dict[str, Path | None]) -> None:
     from pipeline.console import Console
     from pipeline.lock import locked
     from pipeline.runtime import Runtime
     from pipeline.stage import run_stage
 
     out = out.expanduser().absolute()
-    absolute = {role: path.expanduser().absolute() for role, path in inputs.items()}
+    absolute = {role: path.expanduser().absolute() for role, path in inputs.items() if path}
     with locked(out), Runtime(Console()) as runtime:
         run_stage(stage, out, absolute, runtime)
 

@@ -1,6 +1,8 @@
-"""dedup: which samples of the pool say the same as others, by their embeddings."""
+"""dedup: which samples of the pool say the same as others, or as a held-out one."""
 
 import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,28 +11,53 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
+from curation import rng
 from curation.config import DedupConfig
+from curation.dedup.components import components
+from curation.dedup.hashing import near_hashes
 from curation.dedup.neighbours import Visits, find_visits, near_pairs
-from curation.dedup.rules import drop
+from curation.dedup.recall import brute_force, covered
+from curation.dedup.rules import drop, leaks
+from curation.distance import NearestCentroid, default_device
+from curation.embedding_files import EmbeddingFiles
 from curation.errors import ConfigError
 from curation.files import atomic_path, write_atomic
 from curation.hierarchy import Level
-from pipeline.artifacts import Part, read_kind
+from pipeline.artifacts import Manifest, Part, identity, read_kind
 from pipeline.cluster import read_hierarchy
-from pipeline.embed import open_embeddings
+from pipeline.embed import embedding_files, read_scores
+from pipeline.shard import read_index
+from pipeline.sources import HELD_OUT, POOL
 from pipeline.stage import Made, Work
 
 DUPLICATES = "duplicates.parquet"
 _PART_ROWS = 250_000
-_EDGES = pa.schema({"row_id": pa.int64(), "other_row_id": pa.int64(), "similarity": pa.float32()})
+_EDGES_HELD = 2**26
+"""Edges in memory at once; each takes about a hundred bytes while it is decided which rows go."""
+_COMPARED = 10**9
+"""Pairs of rows compared to measure the recall."""
+_EDGES = pa.schema(
+    {
+        "row_id": pa.int64(),
+        "other_row_id": pa.int64(),
+        "held_out": pa.bool_(),  # whether the other row is
+        "similarity": pa.float32(),  # null where only the hashes tell
+        "bits": pa.int8(),  # in which perceptual hashes differ; null where the embeddings tell
+        "same": pa.bool_(),  # equal embeddings; n equal rows have n - 1 such edges, to the first of them
+    }
+)
+_DUPLICATES = pa.schema({"row_id": pa.int64(), "kept_row_id": pa.int64(), "reason": pa.string()})
 
 
 @dataclass(frozen=True)
 class Dedup:
-    """Pairs of near-duplicates and their similarity (`edges-*.parquet`), and which rows go for which (`duplicates.parquet`).
+    """Pairs that say the same (`edges-*.parquet`), and which rows of the pool go for which (`duplicates.parquet`).
 
-    Pairs are found inside and across the finest clusters of the input "clusters".
+    Pairs of embeddings are found inside and across the finest clusters of the input "clusters"; with an input "edges", an
+    earlier deduplication, among its pairs. Held-out rows are those of the input "held_out", or those of "embeddings" that a
+    stage of ours made. "samples" has the perceptual hashes and sizes of images, "scores" a number a row.
     """
 
     config: DedupConfig
@@ -40,44 +67,110 @@ class Dedup:
         return self.config.deciding()
 
     def make(self, work: Work) -> Made:
-        clusters, embeddings = work.inputs["clusters"], work.inputs["embeddings"]
-        if not read_kind(clusters, "clusters").settings["normalize"]:
+        if not read_kind(work.inputs["clusters"], "clusters").settings["normalize"]:
             raise ConfigError("Near-duplicates are found by cosine similarity. Cluster with normalize=true first.")
-        hierarchy, row_ids = read_hierarchy(clusters)
-        level = hierarchy.levels[0]
-        num_parts = -(-len(row_ids) // _PART_ROWS)
-        shares = [open_embeddings(embeddings).share(i, num_parts).num_rows for i in range(num_parts)]
-        args = (embeddings, clusters, self.config)
-        work.parts(visits_part, shares, *args, work.scratch, num_parts, label="visits", unit="rows", gpu=True)
-        bounds = _cluster_bounds(level, num_parts)
-        sizes = np.add.reduceat(level.sizes, bounds[:-1]).tolist()
-        edges = work.parts(edges_part, sizes, *args, work.scratch, work.out, num_parts, label="edges", unit="rows", gpu=True)
-        tables = [pq.read_table(work.out / part.path) for part in edges]
-        table = pa.concat_tables([_EDGES.empty_table(), *tables])
-        order = np.argsort(row_ids)
-        first, second = (
-            order[np.searchsorted(row_ids, table[name].to_numpy(), sorter=order)] for name in ("row_id", "other_row_id")
-        )
-        distance = np.asarray(level.squared_distance)
-        gone, kept = drop(first, second, -distance if self.config.keep == "farthest" else distance, self.config.rule)
+        joined = _Joined.of(work, protect=self.config.protect)
+        if "edges" in work.inputs:
+            edges, missed = [_tighter(work, self.config)], Manifest.read(work.inputs["edges"]).statistics["missed_visits"]
+        else:
+            edges, missed = _find_edges(work, joined, self.config)
+        dropped, recall = _decide([work.out / part.path for part in edges], joined, work, self.config)
         with atomic_path(work.out / DUPLICATES) as temporary:
-            dropped = pa.table({"row_id": row_ids[gone], "kept_row_id": row_ids[kept]})
             pq.write_table(dropped, temporary, compression="zstd")
-        missed = sum(json.loads(path.read_text())["missed"] for path in sorted(work.scratch.glob("missed-*.json")))
-        statistics = {"rows": len(row_ids), "pairs": table.num_rows, "dropped": len(gone), "missed_visits": missed}
-        return Made([*edges, Part.of(work.out, DUPLICATES, len(gone))], statistics)
+        statistics = {
+            "rows": joined.num_pool,
+            "held_out": joined.num_rows - joined.num_pool,
+            "pairs": sum(part.num_rows for part in edges),
+            "dropped": dropped.num_rows,
+            "reasons": dict(sorted(Counter(dropped["reason"].to_pylist()).items())),
+            "missed_visits": missed,
+            "recall": recall,
+        }
+        return Made([*edges, Part.of(work.out, DUPLICATES, dropped.num_rows)], statistics)
 
 
-def visits_part(index: int, embeddings: Path, clusters: Path, config: DedupConfig, scratch: Path, num_parts: int) -> Part:
+@dataclass(frozen=True)
+class _Joined:
+    """The rows of the pool and after them the held-out ones, which belong to the clusters they are nearest to."""
+
+    pool: Sequence[Path]
+    held_out: Sequence[Path]
+    clusters: Path
+    num_pool: int
+    num_rows: int
+    nearest: Path
+    """Which clusters held-out rows are nearest to: (M,) int32."""
+
+    @classmethod
+    def of(cls, work: Work, *, protect: bool) -> "_Joined":
+        embeddings, other = work.inputs["embeddings"], work.inputs.get("held_out")
+        held_out: Sequence[Path] = []
+        if protect:
+            held_out = embedding_files(embeddings, HELD_OUT) if other is None else embedding_files(other, POOL) or [other]
+        pool = embedding_files(embeddings, POOL) or [embeddings]
+        num_pool = EmbeddingFiles.open(pool).num_rows
+        num_held_out = EmbeddingFiles.open(held_out).num_rows if held_out else 0
+        nearest = work.scratch / "nearest.npy"
+        joined = cls(pool, held_out, work.inputs["clusters"], num_pool, num_pool + num_held_out, nearest)
+        if not nearest.exists():
+            with atomic_path(nearest) as temporary, temporary.open("wb") as file:
+                np.save(file, joined._nearest())
+        return joined
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.num_rows // _PART_ROWS)
+
+    def source(self) -> EmbeddingFiles:
+        return EmbeddingFiles.open([*self.pool, *self.held_out], normalize=True)
+
+    def ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row ids of the pool (N,) and of the held-out rows (M,)."""
+        held_out = EmbeddingFiles.open(self.held_out).row_ids() if self.held_out else np.empty(0, np.int64)
+        return read_hierarchy(self.clusters)[1], held_out
+
+    def level(self) -> Level:
+        """The finest level, with the clusters of the held-out rows too."""
+        level = read_hierarchy(self.clusters)[0].levels[0]
+        assignment = np.concatenate([level.assignment, np.load(self.nearest)])
+        return Level(
+            centroids=level.centroids, assignment=assignment, squared_distance=level.squared_distance, sizes=level.sizes
+        )
+
+    def _nearest(self) -> np.ndarray:
+        if not self.held_out:
+            return np.empty(0, dtype=np.int32)
+        device = default_device()
+        level = read_hierarchy(self.clusters)[0].levels[0]
+        centroids = torch.from_numpy(np.array(level.centroids)).to(device)
+        nearest = NearestCentroid(centroids, centroids.mean(0))
+        source = EmbeddingFiles.open(self.held_out, normalize=True)
+        blocks = [torch.from_numpy(block) for _, block in source.blocks()]
+        labels = [nearest(some.to(device)).label.cpu() for block in blocks for some in block.split(nearest.block_rows)]
+        return torch.cat(labels).numpy().astype(np.int32)
+
+
+def _find_edges(work: Work, joined: _Joined, config: DedupConfig) -> tuple[list[Part], int]:
+    """Parts of edges, and how many visits were left out."""
+    source, level, num_parts = joined.source(), joined.level(), joined.num_parts
+    shares = [source.share(i, num_parts).num_rows for i in range(num_parts)]
+    work.parts(visits_part, shares, joined, config, work.scratch, label="visits", unit="rows", gpu=True)
+    sizes = np.add.reduceat(level.sizes, _bounds(level, num_parts)[:-1]).tolist()
+    edges = work.parts(edges_part, sizes, joined, config, work.scratch, work.out, label="edges", unit="rows", gpu=True)
+    if config.hash_bits is not None and "samples" in work.inputs:
+        edges.append(_hash_edges(work, joined, config.hash_bits))
+    return edges, sum(json.loads(path.read_text())["missed"] for path in sorted(work.scratch.glob("missed-*.json")))
+
+
+def visits_part(index: int, joined: _Joined, config: DedupConfig, scratch: Path) -> Part:
     """Which other clusters the rows of one share of the embeddings must be compared with."""
-    source = open_embeddings(embeddings, normalize=True)
-    first = sum(source.share(i, num_parts).num_rows for i in range(index))
-    mine = source.share(index, num_parts)
-    level = read_hierarchy(clusters)[0].levels[0]
+    source, level = joined.source(), joined.level()
+    first = sum(source.share(i, joined.num_parts).num_rows for i in range(index))
+    mine = source.share(index, joined.num_parts)
     here = Level(
         centroids=level.centroids,
         assignment=level.assignment[first : first + mine.num_rows],
-        squared_distance=level.squared_distance[first : first + mine.num_rows],
+        squared_distance=level.squared_distance,
         sizes=level.sizes,
     )
     visits = find_visits(mine, here, config.radius, max_visits=config.max_visits)
@@ -88,34 +181,166 @@ def visits_part(index: int, embeddings: Path, clusters: Path, config: DedupConfi
     return Part.of(scratch, name, mine.num_rows)
 
 
-def edges_part(
-    index: int, embeddings: Path, clusters: Path, config: DedupConfig, scratch: Path, out: Path, num_parts: int
-) -> Part:
-    """All pairs found in one range of clusters."""
-    source = open_embeddings(embeddings, normalize=True)
-    hierarchy, row_ids = read_hierarchy(clusters)
-    level = hierarchy.levels[0]
-    low, high = _cluster_bounds(level, num_parts)[index : index + 2]
+def edges_part(index: int, joined: _Joined, config: DedupConfig, scratch: Path, out: Path) -> Part:
+    """All pairs found in one range of clusters, but for those among held-out rows."""
+    level = joined.level()
+    low, high = _bounds(level, joined.num_parts)[index : index + 2]
     inside = pc.field("cluster")
     found = [
         pq.read_table(path, filters=(inside >= low) & (inside < high)) for path in sorted(scratch.glob("visits-*.parquet"))
     ]
     table = pa.concat_tables(found)
     visits = Visits(table["row"].to_numpy(), table["cluster"].to_numpy(), 0)
-    name = f"edges-{index:06d}.parquet"
+    ids = joined.ids()
+
+    def edges() -> Iterator[pa.Table]:
+        for pairs in near_pairs(joined.source(), level, config.radius, visits, clusters=range(low, high)):
+            yield _edges(pairs.first, pairs.second, ids, squared=pairs.squared)
+
+    return _write_edges(out, f"edges-{index:06d}.parquet", edges())
+
+
+def _hash_edges(work: Work, joined: _Joined, max_bits: int) -> Part:
+    """Pairs whose perceptual hashes differ in few bits."""
+    ids = joined.ids()
+    hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for split, row_ids, first in ((POOL, ids[0], 0), (HELD_OUT, ids[1], joined.num_pool)):
+        index = read_index(work.inputs["samples"], split, ["row_id", "phash"])
+        index = index.filter(pc.and_(pc.is_valid(index["phash"]), pc.is_in(index["row_id"], pa.array(row_ids))))
+        hashes.append(index["phash"].to_numpy())
+        rows.append(_finder(row_ids)(index["row_id"].to_numpy()) + first)
+    row = np.concatenate(rows)
+    pieces = near_hashes(np.concatenate(hashes), max_bits)
+    tables = (_edges(row[first], row[second], ids, bits=bits) for first, second, bits in pieces)
+    return _write_edges(work.out, "edges-hashes.parquet", tables)
+
+
+def _tighter(work: Work, config: DedupConfig) -> Part:
+    """Of the pairs of an earlier deduplication those that the settings still want."""
+    place = work.inputs["edges"]
+    earlier = read_kind(place, "duplicates")
+    before = DedupConfig.model_validate(earlier.settings)
+    given = {role: identity(path) for role, path in work.inputs.items() if role not in ("edges", "scores")}
+    if given != {role: parent for role, parent in earlier.parents.items() if role != "scores"}:
+        raise ConfigError(f"{place} was made from other {' or '.join(given)}. Leave out --edges.")
+    looser = config.similarity < before.similarity or (config.protect and not before.protect)
+    if looser or (config.hash_bits or 0) > (before.hash_bits or 0):
+        raise ConfigError(
+            f"{place} has the pairs for similarity={before.similarity} hash_bits={before.hash_bits} protect={before.protect} "
+            "and can only be used for fewer. Raise similarity, lower hash_bits, or leave out --edges."
+        )
+    near = pc.field("similarity") >= config.similarity
+    wanted = near if config.hash_bits is None else near | (pc.field("bits") <= config.hash_bits)
+    files = [place / part.path for part in earlier.parts if part.path.startswith("edges-")]
+    return _write_edges(work.out, "edges-000000.parquet", (pq.read_table(path, filters=wanted) for path in files))
+
+
+def _edges(
+    first: np.ndarray,
+    second: np.ndarray,
+    ids: tuple[np.ndarray, np.ndarray],
+    *,
+    squared: np.ndarray | None = None,
+    bits: np.ndarray | None = None,
+) -> pa.Table:
+    """Pairs of rows (E,), (E,) as a table; those among held-out rows are left out."""
+    first, second = np.minimum(first, second), np.maximum(first, second)
+    every, num_pool = np.concatenate(ids), len(ids[0])
+    mine = first < num_pool
+    columns = {
+        "row_id": every[first[mine]],
+        "other_row_id": every[second[mine]],
+        "held_out": second[mine] >= num_pool,
+        "similarity": pa.nulls(mine.sum()) if squared is None else 1 - squared[mine] / 2,
+        "bits": pa.nulls(mine.sum()) if bits is None else bits[mine],
+        "same": np.zeros(mine.sum(), dtype=bool) if squared is None else squared[mine] == 0,
+    }
+    return pa.table(columns).cast(_EDGES)
+
+
+def _write_edges(out: Path, name: str, tables: Iterable[pa.Table]) -> Part:
     num = 0
-    with (
-        atomic_path(out / name) as temporary,
-        pq.ParquetWriter(temporary, _EDGES, compression="zstd") as writer,
-    ):
-        for pairs in near_pairs(source, level, config.radius, visits, clusters=range(low, high)):
-            columns = [row_ids[pairs.first], row_ids[pairs.second], 1 - pairs.squared / 2]
-            writer.write_table(pa.table(columns, schema=_EDGES))
-            num += len(pairs.first)
+    with atomic_path(out / name) as temporary, pq.ParquetWriter(temporary, _EDGES, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+            num += table.num_rows
     return Part.of(out, name, num)
 
 
-def _cluster_bounds(level: Level, num_parts: int) -> np.ndarray:
+def _decide(files: Sequence[Path], joined: _Joined, work: Work, config: DedupConfig) -> tuple[pa.Table, float | None]:
+    """Which rows go, for which, and why; and the share of all pairs of some random rows that the edges tell of.
+
+    If there are more edges than fit in memory they are looked at component by component, so many at a time as fit.
+    """
+    ids, priority, source = joined.ids(), _priority(work.inputs, joined, config), joined.source()
+    finders = [_finder(row_ids) for row_ids in ids]
+
+    def pieces() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        yield np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool)
+        for path in files:
+            yield from _read_edges(path, finders, joined.num_pool)
+
+    num_groups = max(1, -(-sum(pq.ParquetFile(path).metadata.num_rows for path in files) // _EDGES_HELD))
+    group = np.zeros(joined.num_rows, np.int8)
+    if num_groups > 1:
+        group = components(joined.num_rows, (piece[:2] for piece in pieces()), scratch=work.scratch / "components") % num_groups
+    num = min(joined.num_rows, max(10, min(200, _COMPARED // joined.num_rows)))
+    expected = brute_force(source, np.sort(rng.permute(rng.key(0, "recall"), np.arange(num), joined.num_rows)), config.radius)
+    known = np.zeros(len(expected.first), dtype=bool)
+    found = [_DUPLICATES.empty_table()]
+    for number in range(num_groups):
+        mine = (tuple(column[group[piece[0]] == number] for column in piece) for piece in pieces())
+        first, second, same = (np.concatenate(column) for column in zip(*mine, strict=True))
+        known |= covered(first, second, same, expected)
+        leaked, held_out = leaks(first, second, joined.num_pool, same=same)
+        left = ~(np.isin(first, leaked) | np.isin(second, leaked) | (second >= joined.num_pool))
+        gone, kept = drop(first[left], second[left], priority, config.rule, same=same[left])
+        for rows, others, reason in (
+            (leaked, ids[1][held_out - joined.num_pool], "held out"),
+            (gone, ids[0][kept], "duplicate"),
+        ):
+            columns = {"row_id": ids[0][rows], "kept_row_id": others, "reason": [reason] * len(rows)}
+            found.append(pa.table(columns, schema=_DUPLICATES))
+    return pa.concat_tables(found).sort_by("row_id"), float(known.mean()) if len(known) else None
+
+
+def _read_edges(
+    path: Path, finders: Sequence[Callable[[np.ndarray], np.ndarray]], num_pool: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Edges as rows (E,), (E,), and whether these are equal (E,)."""
+    for batch in pq.ParquetFile(path).iter_batches(columns=["row_id", "other_row_id", "held_out", "same"]):
+        held_out, other = batch["held_out"].to_numpy(zero_copy_only=False), batch["other_row_id"].to_numpy()
+        second = np.empty(len(other), dtype=np.int64)
+        second[~held_out] = finders[0](other[~held_out])
+        second[held_out] = finders[1](other[held_out]) + num_pool
+        yield finders[0](batch["row_id"].to_numpy()), second, batch["same"].to_numpy(zero_copy_only=False)
+
+
+def _finder(row_ids: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Tells where in `row_ids` (N,) each of some row ids (M,) is; all of them are."""
+    order = np.argsort(row_ids, kind="stable")
+    return lambda wanted: order[np.searchsorted(row_ids, wanted, sorter=order)] if len(wanted) else wanted
+
+
+def _priority(inputs: Mapping[str, Path], joined: _Joined, config: DedupConfig) -> np.ndarray:
+    """(N,) which of two rows of the pool to keep: the one with the smaller number."""
+    match config.keep:
+        case "closest" | "farthest":
+            squared = np.asarray(read_hierarchy(joined.clusters)[0].levels[0].squared_distance)
+            return squared if config.keep == "closest" else -squared
+        case "largest":
+            if "samples" not in inputs:
+                raise ConfigError("keep=largest compares images. Give what `windrow shard` wrote with --samples.")
+            index = read_index(inputs["samples"], POOL, ["row_id", "width", "height"])
+            pixels = index["width"].to_numpy().astype(np.int64) * index["height"].to_numpy()
+            return -pixels[_finder(index["row_id"].to_numpy())(joined.ids()[0])]
+        case "scores":
+            if "scores" not in inputs:
+                raise ConfigError("keep=scores compares a number a row. Give them with --scores, a .npy array.")
+            return -read_scores(inputs["scores"], joined.num_pool).astype(np.float64)
+
+
+def _bounds(level: Level, num_parts: int) -> np.ndarray:
     """Ranges of clusters with about equally many rows: (P + 1,) ascending."""
     ends = np.cumsum(level.sizes)
     inner = np.searchsorted(ends, ends[-1] * np.arange(1, num_parts) // num_parts) + 1

@@ -1,4 +1,4 @@
-"""embed: one feature vector for every sample of the pool, by a frozen encoder."""
+"""embed: one feature vector for every sample, by a frozen encoder."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +28,7 @@ _BLOCK_ROWS = 16384
 
 @dataclass(frozen=True)
 class Embed:
-    """One Arrow IPC part a shard with columns row_id and embedding (fp16), in the order of the index.
+    """One Arrow IPC part a shard, named after it, with columns row_id and embedding (fp16), in the order of the index.
 
     With an input named "encoder" that one is used; otherwise `config.encoder` is built, and kept with the embeddings.
     """
@@ -50,7 +50,7 @@ class Embed:
             if not (work.out / DESCRIPTION).exists():  # written last of the two
                 work.runtime.call(build_and_save, samples, self.config, self.seed, work.out, gpu=False)
             parts = [Part.of(work.out, name, 0) for name in (WEIGHTS, DESCRIPTION)]
-        shards = [p for p in Manifest.read(samples).parts if p.path.startswith(POOL)]
+        shards = [part for part in Manifest.read(samples).parts if part.path.endswith(".tar")]
         embeddings = work.parts(
             embed_part,
             [shard.num_rows for shard in shards],
@@ -62,8 +62,9 @@ class Embed:
             label="embed",
             gpu=True,
         )
-        source = EmbeddingFiles.open([work.out / part.path for part in embeddings])
-        return Made([*embeddings, *parts], {"rows": source.num_rows, "dim": source.dim})
+        pool = EmbeddingFiles.open([work.out / part.path for part in embeddings if part.path.startswith(POOL)])
+        held_out = sum(part.num_rows for part in embeddings) - pool.num_rows
+        return Made([*embeddings, *parts], {"rows": pool.num_rows, "held_out": held_out, "dim": pool.dim})
 
 
 def build_and_save(samples: Path, config: EmbedConfig, seed: int, out: Path) -> None:
@@ -103,7 +104,7 @@ def embed_part(index: int, shards: list[str], samples: Path, encoder_directory: 
             f"The encoder in {encoder_directory} gives features outside the range of fp16 (largest magnitude "
             f"{np.abs(features).max():.3g}). Its training diverged: train it again with a lower train.learning_rate."
         )
-    name = f"part-{index:06d}.arrow"
+    name = shards[index].replace(".tar", ".arrow")
     column = pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), half.shape[1])
     table = pa.table({"row_id": here.row_id, "embedding": column})
     with atomic_path(out / name) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
@@ -112,8 +113,24 @@ def embed_part(index: int, shards: list[str], samples: Path, encoder_directory: 
 
 
 def open_embeddings(directory: Path, *, normalize: bool = False) -> EmbeddingFiles:
-    """The embeddings of a finished artifact, or files of the user's own."""
+    """The embeddings of the pool in a finished artifact, or files of the user's own."""
+    return EmbeddingFiles.open(embedding_files(directory, POOL) or directory, normalize=normalize)
+
+
+def embedding_files(directory: Path, split: str) -> list[Path]:
+    """The files of a finished artifact that hold one split; none if these are files of the user's own."""
     if not is_artifact(directory):
-        return EmbeddingFiles.open(directory, normalize=normalize)
-    manifest = read_kind(directory, "embeddings")
-    return EmbeddingFiles.open([directory / p.path for p in manifest.parts if p.path.endswith(".arrow")], normalize=normalize)
+        return []
+    parts = read_kind(directory, "embeddings").parts
+    return [directory / part.path for part in parts if part.path.startswith(split) and part.path.endswith(".arrow")]
+
+
+def read_scores(path: Path, num_rows: int) -> np.ndarray:
+    """(N,) numbers of the user's own, one for each of `num_rows` rows, from a .npy file."""
+    try:
+        scores = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as scores: {error}. Expected a .npy array of one number a row.") from error
+    if scores.shape != (num_rows,) or scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
+        raise DataError(f"{path} must hold {num_rows:,} finite numbers; found {scores.dtype} of shape {scores.shape}.")
+    return scores

@@ -53,8 +53,8 @@ def steps(config: RunConfig) -> list[Step]:
         select = Select(config.select, stream("select", number))
         inputs = {"samples": samples, "clusters": clusters}
         if config.dedup:
-            found = Step(f"{place}/dedup", Dedup(config.dedup), {"embeddings": embeddings, "clusters": clusters})
-            inputs["duplicates"] = add(found)
+            compared = {"embeddings": embeddings, "clusters": clusters, "samples": samples}
+            inputs["duplicates"] = add(Step(f"{place}/dedup", Dedup(config.dedup), compared))
         selection = add(Step(f"{place}/select", select, inputs))
         start = {"previous": previous} if previous and config.train.warm_start else {}
         train = Train(config.train, stream("train", number))

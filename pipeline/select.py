@@ -1,7 +1,6 @@
 """select: which samples of the pool the next training sees, and which cluster each belongs to."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from curation.selectors import select
 from pipeline.artifacts import Part, read_kind
 from pipeline.cluster import read_hierarchy
 from pipeline.dedup import DUPLICATES
-from pipeline.embed import open_embeddings
+from pipeline.embed import open_embeddings, read_scores
 from pipeline.shard import read_index
 from pipeline.sources import POOL
 from pipeline.stage import Made, Work
@@ -104,21 +103,7 @@ def _pool(work: Work) -> tuple[Pool, np.ndarray]:
         for role in ("embeddings", "queries")
         if role in work.inputs
     }
-    scores = _scores(work.inputs["scores"]) if "scores" in work.inputs else None
-    given = {"embeddings": opened["embeddings"].num_rows} if "embeddings" in opened else {}
-    given |= {} if scores is None else {"scores": len(scores)}
-    for role, num in given.items():
-        if num != len(row_ids):
-            raise DataError(f"{work.inputs[role]} has {num:,} rows, {clusters} {len(row_ids):,}: these were not clustered.")
+    if "embeddings" in opened and opened["embeddings"].num_rows != len(row_ids):
+        raise DataError(f"{work.inputs['embeddings']} has {opened['embeddings'].num_rows:,} rows, {clusters} {len(row_ids):,}.")
+    scores = read_scores(work.inputs["scores"], len(row_ids)) if "scores" in work.inputs else None
     return Pool(hierarchy=hierarchy, available=available, scores=scores, **opened), row_ids
-
-
-def _scores(path: Path) -> np.ndarray:
-    """(N,) from a .npy file."""
-    try:
-        scores = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as scores: {error}. Expected a .npy array of one number a row.") from error
-    if scores.ndim != 1 or scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
-        raise DataError(f"{path} must hold one finite number a row; found {scores.dtype} of shape {scores.shape}.")
-    return scores

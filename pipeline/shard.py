@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curation.dedup.hashing import perceptual_hash
 from curation.errors import DataError
 from curation.files import atomic_path
 from pipeline import digits
@@ -24,10 +25,12 @@ from pipeline.artifacts import Part
 from pipeline.config import ImagesConfig, ShardConfig
 from pipeline.sources import HELD_OUT, POOL, find_images, thin_to_long_tail
 from pipeline.stage import Made, Work
-from trainers.images import decode
+from trainers.images import crop_resize, decode
 
 INDEX, REJECTS = "index", "rejects.parquet"
 _PROBE_ROWS = 2000
+_FLAT = 2.0
+"""Of 255: the standard deviation below which an image shows nothing."""
 _COMPRESSION = "zstd"
 
 _LISTING = pa.schema(
@@ -41,14 +44,13 @@ _LISTING = pa.schema(
         "problem": pa.string(),
     }
 )
-_PROBE = pa.schema({"width": pa.int32(), "height": pa.int32(), "digest": pa.binary(16), "problem": pa.string()})
+_PROBED = {"width": pa.int32(), "height": pa.int32(), "digest": pa.binary(16), "phash": pa.uint64()}
+_PROBE = pa.schema({**_PROBED, "problem": pa.string()})
 _PLAN = pa.schema(
     {
         "row_id": pa.int64(),
         "shard": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "digest": pa.binary(16),
+        **_PROBED,
         **{name: _LISTING.field(name).type for name in ("source", "file", "offset", "size", "split", "label")},
     }
 )
@@ -59,9 +61,7 @@ INDEX_SCHEMA = pa.schema(
         "shard": pa.string(),
         "offset": pa.int64(),
         "size": pa.int64(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "digest": pa.binary(16),
+        **_PROBED,
         "source": pa.string(),
         "split": pa.string(),
         "label": pa.string(),
@@ -162,7 +162,7 @@ class Shard:
         columns = {
             "row_id": pa.array(np.arange(len(kept_rows))),
             "shard": pa.array(shards),
-            **{name: probed[name].take(kept_rows) for name in ("width", "height", "digest")},
+            **{name: probed[name].take(kept_rows) for name in _PROBED},
             **{name: listed[name].take(kept_rows) for name in ("source", "file", "offset", "size", "split", "label")},
         }
         table = pa.table(columns, schema=_PLAN)
@@ -182,17 +182,24 @@ def probe_part(index: int, scratch: Path, min_side: int) -> Part:
 
 
 def _probe(row: dict[str, Any], min_side: int) -> dict[str, Any]:
-    nothing = {"width": 0, "height": 0, "digest": bytes(16)}
+    nothing = {"width": 0, "height": 0, "digest": bytes(16), "phash": None}
     if row["problem"]:
         return {**nothing, "problem": row["problem"]}
     try:
         content = _read(row)
-        height, width = decode(content).shape[:2]
+        image = decode(content)
     except (DataError, OSError) as error:
         return {**nothing, "problem": str(error)}
+    height, width = image.shape[:2]
     problem = f"too small: {width} x {height} pixels" if min(width, height) < min_side else None
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    return {"width": width, "height": height, "digest": digest, "problem": problem}
+    return {"width": width, "height": height, "digest": digest, "phash": _phash(image), "problem": problem}
+
+
+def _phash(image: np.ndarray) -> int | None:
+    """The perceptual hash of (H, W, 3) uint8; None if there is nothing to be seen, for all such images would be alike."""
+    gray = crop_resize(image, 0, 0, image.shape[0], image.shape[1], 32).float().mean(0)
+    return int(perceptual_hash(gray[None])[0]) if gray.std() > _FLAT else None
 
 
 def pack_part(index: int, out: Path, plan: Path) -> Part:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -76,3 +77,62 @@ def test_members_and_repeats_are_settings(clustered: Path) -> None:
         "level_1",
         "level_2",
     }
+
+
+def dropped(directory: Path) -> dict[int, tuple[int, str]]:
+    """Row id to the row it goes for, and why."""
+    table = pq.read_table(directory / "duplicates.parquet").to_pydict()
+    return {row: (kept, why) for row, kept, why in zip(*table.values(), strict=True)}
+
+
+def statistics(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "manifest.json").read_text())["statistics"]
+
+
+def test_nothing_like_a_held_out_row_stays(clustered: Path) -> None:
+    """Rows 0 to 59 have near-duplicates; rows 100 to 109 do not, but the held-out rows are like them, and like row 0."""
+    rows = planted()
+    held_out = np.concatenate([rows[100:110] + 0.01, rows[:1], rows[200:201] * 3])
+    np.save(clustered / "held-out.npy", held_out)
+    place = str(clustered)
+    command = ["dedup", f"{place}/mine.npy", f"{place}/clusters", f"{place}/out", "similarity=0.98"]
+    done = windrow(*command, "--held-out", f"{place}/held-out.npy")
+    assert done.returncode == 0, done.stderr
+    unit = held_out / np.linalg.norm(held_out, axis=1, keepdims=True)
+    near = rows.astype(np.float64) @ unit.T.astype(np.float64) >= 0.98
+    gone = dropped(clustered / "out")
+    assert {row for row, (_, why) in gone.items() if why == "held out"} == set(np.flatnonzero(near.any(1)).tolist())
+    assert {0, 540, 200, *range(100, 110)} <= gone.keys()
+    assert all(near[row, kept] for row, (kept, why) in gone.items() if why == "held out")
+    left = np.setdiff1d(np.arange(600), list(gone))
+    assert not np.triu(rows[left].astype(np.float64) @ rows[left].T >= 0.98, 1).any()
+    assert statistics(clustered / "out")["recall"] == 1.0
+    assert statistics(clustered / "out")["held_out"] == 12
+
+
+def test_a_stricter_setting_needs_the_earlier_pairs_only(clustered: Path) -> None:
+    place = str(clustered)
+    command = ["dedup", f"{place}/mine.npy", f"{place}/clusters"]
+    assert windrow(*command, f"{place}/loose", "similarity=0.9").returncode == 0
+    assert windrow(*command, f"{place}/strict", "similarity=0.97", "rule=greedy").returncode == 0
+    again = windrow(*command, f"{place}/again", "similarity=0.97", "rule=greedy", "--edges", f"{place}/loose")
+    assert again.returncode == 0, again.stderr
+    assert dropped(clustered / "again") == dropped(clustered / "strict")
+    assert len(dropped(clustered / "strict")) < statistics(clustered / "loose")["dropped"]
+    refused = windrow(*command, f"{place}/no", "similarity=0.8", "--edges", f"{place}/loose")
+    assert refused.returncode == 2
+    assert "similarity=0.9" in refused.stderr
+
+
+def test_which_of_two_stays_may_be_a_matter_of_scores(clustered: Path) -> None:
+    place = str(clustered)
+    np.save(clustered / "scores.npy", np.arange(600))
+    command = ["dedup", f"{place}/mine.npy", f"{place}/clusters", f"{place}/out", "similarity=0.995", "keep=scores"]
+    assert windrow(*command, "--scores", f"{place}/scores.npy").returncode == 0
+    gone = dropped(clustered / "out")
+    assert set(range(60)) <= gone.keys()
+    assert all(kept > row for row, (kept, _) in gone.items())
+    np.save(clustered / "scores.npy", np.arange(599))
+    refused = windrow(*command[:3], f"{place}/no", "keep=scores", "--scores", f"{place}/scores.npy")
+    assert refused.returncode == 2
+    assert "600" in refused.stderr
