@@ -5,7 +5,7 @@ device. It rounds, but by no more than a known bound. Where the two nearest cent
 that, the few that may be nearest are compared in float64. So labels are those of float64, whatever the product was taken in.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -52,20 +52,20 @@ class Products(Protocol):
         ...
 
 
+Engine = Literal["torch", "faiss"]
+
+
 class NearestCentroid:
     """Finds the nearest of `centroids` (K, D) float32 for rows (B, D) of any floating type on the same device.
 
-    Products are taken about `origin` (D,), which should lie amid the rows so that little cancels.
+    Products are taken about `origin` (D,), which should lie amid the rows so that little cancels, by torch and our kernels or
+    by faiss; labels are the same.
     """
 
-    def __init__(self, centroids: Tensor, origin: Tensor | None = None) -> None:
+    def __init__(self, centroids: Tensor, origin: Tensor | None = None, *, engine: Engine = "torch") -> None:
         self._centroids = centroids
         origin = torch.zeros_like(centroids[0]) if origin is None else origin
-        self._products: Products = FullProducts(centroids, origin)
-        if centroids.is_cuda:
-            from curation.kernels import HalfProducts
-
-            self._products = HalfProducts(centroids, origin)
+        self._products = _products(centroids, origin, engine)
         self.block_rows = self._products.block_rows
         """How many rows to pass at once."""
 
@@ -93,6 +93,18 @@ class NearestCentroid:
         label = last.scatter_reduce(0, row, torch.where(squared == best[row], centroid, len(self._centroids)), "amin")
         others = torch.where(centroid == label[row], torch.inf, squared)
         return label, (infinite.scatter_reduce(0, row, others, "amin") - best).float()
+
+
+def _products(centroids: Tensor, origin: Tensor, engine: Engine) -> Products:
+    if engine == "faiss":
+        from curation.faiss_products import FaissProducts
+
+        return FaissProducts(centroids, origin)
+    if centroids.is_cuda:
+        from curation.kernels import HalfProducts
+
+        return HalfProducts(centroids, origin)
+    return FullProducts(centroids, origin)
 
 
 class FullProducts:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curation import rng
+from curation.distance import squared_distance
 from curation.exact import Grid
 
 _BATCH = 2**24
@@ -32,12 +33,19 @@ class GroupedResult:
 
 
 def grouped_kmeans(
-    rows: Tensor, offsets: np.ndarray, num_clusters: np.ndarray, *, stream: int, max_iterations: int = 10
+    rows: Tensor,
+    offsets: np.ndarray,
+    num_clusters: np.ndarray,
+    *,
+    stream: int,
+    max_iterations: int = 10,
+    first_group: int = 0,
 ) -> GroupedResult:
     """k-means inside every group: rows (M, D) float32, group g owning `offsets[g]` to `offsets[g + 1]` (G + 1,) of them.
 
     Group g gets `num_clusters[g]` clusters, fewer if it has fewer distinct rows. Seeds by greedy k-means++, then Lloyd
-    iterations until no label changes. Groups of similar size are padded to one length and worked on together.
+    iterations until no label changes. Groups of similar size are padded to one length and worked on together. `first_group`
+    is the number of the first of them among all, where these are not all.
     """
     sizes = np.diff(offsets)
     wanted = np.minimum(num_clusters, sizes)
@@ -53,7 +61,7 @@ def grouped_kmeans(
         # About each group's own mean, so that expanded distances do not cancel.
         origin = (points * real[:, :, None]).sum(1, keepdim=True) / real.sum(1)[:, None, None]
         points = (points - origin) * real[:, :, None]
-        seeds = _seed(points, real, wanted[groups], groups, trials, stream)
+        seeds = _seed(points, real, wanted[groups], groups + first_group, trials, stream)
         centroids, taken, found, distance = _lloyd(points, real, seeds, grid, max_iterations)
         counts[groups] = taken.sum(1).cpu().numpy()
         label[place[real]] = found[real]
@@ -65,6 +73,28 @@ def grouped_kmeans(
         centroids[torch.from_numpy(_ranges(ends[groups], counts[groups])).to(rows.device)] = mine
     label += torch.from_numpy(np.repeat(ends[:-1], sizes)).to(rows.device)
     return GroupedResult(centroids=centroids, offsets=ends, label=label, squared=squared)
+
+
+def grouped_nearest(rows: Tensor, group: np.ndarray, centroids: Tensor, offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+    """For each of `rows` (B, D) float32 the nearest of its group's centroids, and the squared distance to it: (B,), (B,).
+
+    Group g owns `offsets[g]` to `offsets[g + 1]` (G + 1,) of `centroids` (K, D) float32; every group of a row owns some.
+    """
+    order = np.argsort(group, kind="stable")
+    groups, starts, sizes = np.unique(group[order], return_index=True, return_counts=True)
+    owned = np.diff(offsets)[groups]
+    label = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    sorted_rows = torch.from_numpy(order).to(rows.device)
+    for some in _batches(sizes, owned, rows.shape[1]):
+        place, real = _padded(starts[some], sizes[some], rows.device)
+        slot, exists = _padded(offsets[groups[some]], owned[some], rows.device)
+        points, parts = rows[sorted_rows[place]], centroids[slot]
+        origin = parts[:, :1]  # about a centroid of the group, so that little cancels
+        points, parts = points - origin, parts - origin
+        scores = torch.baddbmm((parts * parts).sum(2)[:, None], points, parts.transpose(1, 2), alpha=-2)
+        best = scores.masked_fill_(~exists[:, None], torch.inf).argmin(2)
+        label[sorted_rows[place[real]]] = slot.gather(1, best)[real]
+    return label, squared_distance(rows, centroids, label)
 
 
 def _batches(sizes: np.ndarray, num_clusters: np.ndarray, dim: int) -> Iterator[np.ndarray]:

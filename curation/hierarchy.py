@@ -14,10 +14,12 @@ import numpy as np
 
 from curation import rng
 from curation.collectives import Alone, Collectives
+from curation.distance import Engine, default_device
 from curation.errors import ConfigError
 from curation.journal import Journal
 from curation.kmeans import Fit, KMeansResult, Progress, kmeans_steps
 from curation.source import ArraySource, EmbeddingSource, SharedSource, Subset
+from curation.splits import split_clusters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +77,21 @@ def hierarchical_kmeans(
     *,
     stream: int,
     resampling_steps: int = 10,
+    splits: int = 1,
     max_iterations: int = 50,
     tolerance: float = 1e-3,
     spherical: bool = False,
     done: Sequence[Level] = (),
     collectives: Collectives | None = None,
     journal: Journal | None = None,
+    engine: Engine = "torch",
 ) -> Iterator["HierarchyProgress | Level"]:
     """Yield one level after another, finest first, for `num_clusters`, which must descend, and the progress in between.
 
     `source` is the whole of the rows on every worker, which reads its share of it; a level's assignment and distances are
     those of this worker's share of the items below. A level with fewer distinct items than asked gets as many clusters as
-    there are, and a level that would not shrink the one below is left out, so there may be fewer levels than asked. `done`
+    there are, and a level that would not shrink the one below is left out, so there may be fewer levels than asked. With
+    `splits` level 1 is made by k-means to so many times fewer clusters, each of which is then split into that many. `done`
     are the levels an earlier call yielded; only those that follow are made.
     """
     if any(upper >= lower for lower, upper in pairwise(num_clusters)):
@@ -101,9 +106,10 @@ def hierarchical_kmeans(
         if made <= len(done):
             continue
         items = (ArraySource(levels[-1].centroids) if levels else source).share(workers.rank, workers.size)
+        parts = splits if depth == 1 else 1
         result = yield from _resampled_kmeans(
             items,
-            num,
+            max(1, num // parts),
             stream=rng.key(stream, "level", depth),
             resampling_steps=resampling_steps,
             options={
@@ -111,11 +117,24 @@ def hierarchical_kmeans(
                 "tolerance": tolerance,
                 "spherical": spherical,
                 "collectives": workers,
+                "engine": engine,
             },
             workers=workers,
             journal=journal.inner(f"level-{depth}"),
             depth=depth,
         )
+        if parts > 1:
+            result = split_clusters(
+                source,
+                items,
+                result,
+                parts,
+                stream=rng.key(stream, "splits"),
+                spherical=spherical,
+                workers=workers,
+                journal=journal.inner("splits"),
+                device=default_device(),
+            )
         sizes = result.sizes
         if levels:
             first = int(sum(np.concatenate(workers.gather(np.array([items.num_rows])))[: workers.rank]))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from curation import rng
 from curation.collectives import Alone, Collectives
-from curation.distance import NearestCentroid, default_device, squared_distance
+from curation.distance import Engine, NearestCentroid, default_device, squared_distance
 from curation.errors import DataError
 from curation.exact import Grid
 from curation.journal import Journal
@@ -81,6 +81,7 @@ def kmeans_steps(
     initial: np.ndarray | None = None,
     collectives: Collectives | None = None,
     journal: Journal | None = None,
+    engine: Engine = "torch",
     device: torch.device | None = None,
 ) -> Generator[Progress, None, "Fit"]:
     """Cluster rows into at most `num_clusters` by Euclidean distance; yields a report a pass, returns what it found.
@@ -89,14 +90,15 @@ def kmeans_steps(
     centroids is capped at the number of distinct rows. Stops when moving the centroids to their means would lower the
     inertia by less than `tolerance` of itself, or after `max_iterations` moves; with 0 it only assigns. Starts from
     `initial` (K, D) where given, else from seeds. With `spherical` centroids are kept at unit length, which for rows of
-    unit length is k-means by cosine (Dhillon and Modha, Machine Learning 2001). `stream` is the random key (`rng.key`).
+    unit length is k-means by cosine (Dhillon and Modha, Machine Learning 2001). `stream` is the random key (`rng.key`). The
+    result does not depend on the `engine` that finds nearest centroids.
 
     Raises DataError for NaN or infinite rows and for an empty source.
     """
     if num_clusters < 1:
         raise ValueError(f"num_clusters must be at least 1; got {num_clusters}")
     workers, journal = collectives or Alone(), journal or Journal()
-    rows = _Rows.of(source, weights, workers, device or default_device())
+    rows = _Rows.of(source, weights, workers, engine, device or default_device())
     if rows.total == 0:
         raise DataError("There are no rows to cluster: the source is empty.")
     wished = max(_SAMPLE_PER_CLUSTER * num_clusters, _SAMPLE_ROWS)
@@ -138,7 +140,7 @@ def _seed(
     else:
         centroids = sample[plus_plus(points, num_clusters, stream=key, weights=mass, journal=journal)]
     if num_clusters <= _MANY and len(sample) < rows.total:
-        alone = _Rows.of(ArraySource(sample), weights, Alone(), rows.device)
+        alone = _Rows.of(ArraySource(sample), weights, Alone(), rows.engine, rows.device)
         steps = _lloyd(alone, centroids, space, stream, journal.inner("sample"), [], _REFINE_ITERATIONS, **options)
         centroids = (yield from steps).centroids
     # Every worker has computed the same; where their processors differ in rounding, the first one's counts.
@@ -235,12 +237,15 @@ class _Rows:
     workers: Collectives
     first: int
     total: int
+    engine: Engine
     device: torch.device
 
     @classmethod
-    def of(cls, source: EmbeddingSource, weights: np.ndarray | None, workers: Collectives, device: torch.device) -> "_Rows":
+    def of(
+        cls, source: EmbeddingSource, weights: np.ndarray | None, workers: Collectives, engine: Engine, device: torch.device
+    ) -> "_Rows":
         counts = np.concatenate(workers.gather(np.array([source.num_rows])))
-        return cls(source, weights, workers, int(counts[: workers.rank].sum()), int(counts.sum()), device)
+        return cls(source, weights, workers, int(counts[: workers.rank].sum()), int(counts.sum()), engine, device)
 
     def sample(self, size: int, stream: int) -> tuple[np.ndarray, np.ndarray | None]:
         """`size` random rows of all workers' (M, D) float32 and their weights; the same on every worker."""
@@ -331,7 +336,7 @@ class _Pass:
 def _pass(rows: _Rows, centroids: np.ndarray, space: _Space, sums: _Sums, *, squares: bool) -> _Pass:
     """Assign every row to its nearest centroid and sum the rows of each cluster."""
     every = torch.from_numpy(centroids).to(rows.device)
-    nearest = NearestCentroid(every, space.origin.to(rows.device))
+    nearest = NearestCentroid(every, space.origin.to(rows.device), engine=rows.engine)
     squared = torch.empty(rows.source.num_rows, device=rows.device) if squares else None
     mass = torch.zeros(len(centroids), dtype=torch.float64, device=rows.device)
     for place, some, weight in rows.blocks(nearest.block_rows):

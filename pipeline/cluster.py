@@ -79,6 +79,8 @@ def cluster_rank(
         config.levels,
         stream=seed,
         resampling_steps=config.resampling_steps,
+        splits=config.splits,
+        engine=config.engine,
         max_iterations=config.max_iterations,
         tolerance=config.tolerance,
         spherical=config.spherical,

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -5,10 +7,12 @@ from torch import Tensor
 
 from curation import distance
 from curation.distance import Coarse, FullProducts, NearestCentroid, Products, default_device, squared_distance
+from curation.errors import ConfigError
+from curation.faiss_products import FaissProducts
 from curation.kernels import HalfProducts
 
 DEVICE = default_device()
-PRODUCTS = [FullProducts, HalfProducts]
+PRODUCTS = [FullProducts, HalfProducts, FaissProducts]
 
 
 def tangled(num: int, dim: int, dtype: torch.dtype, *, apart: float, away: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -105,3 +109,9 @@ def test_pairs_to_compare_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -
     pieces = search(FullProducts, centroids)(rows)
     assert torch.equal(whole.label, pieces.label)
     assert torch.equal(whole.margin, pieces.margin)
+
+
+def test_a_missing_faiss_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ConfigError, match="windrow\\[cpu\\]"):
+        NearestCentroid(torch.ones(2, 3), engine="faiss")

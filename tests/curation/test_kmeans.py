@@ -257,3 +257,11 @@ def test_progress_is_told_after_every_pass() -> None:
     events = list(kmeans_steps(ArraySource(mixture(500, 6, 10)), 20, stream=1))
     assert [event.iteration for event in events] == list(range(1, len(events) + 1))
     assert events[-1].inertia <= events[0].inertia
+
+
+def test_the_engine_does_not_change_the_result() -> None:
+    rows = mixture(3000, 12, 30)
+    ours, by_faiss = (kmeans(ArraySource(rows), 40, stream=1, engine=engine) for engine in ("torch", "faiss"))
+    assert np.array_equal(ours.centroids, by_faiss.centroids)
+    assert np.array_equal(ours.assignment, by_faiss.assignment)
+    assert ours.inertia == by_faiss.inertia
