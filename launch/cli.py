@@ -68,12 +68,25 @@ def run(
 
 
 @app.command()
-def plan(config: ConfigArgument, settings: Settings = None) -> None:
-    """Tell what a run would do: stages, samples, parts, bytes, FLOPs, and an estimate of the time. Runs nothing."""
-    from launch.config import load_run
-    from pipeline.plan import show
+def plan(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, a recipe's name, or embeddings of your own.")],
+    settings: Settings = None,
+) -> None:
+    """Tell what a run would do: stages, samples, parts, bytes, FLOPs, and an estimate of the time. Runs nothing.
 
-    show(load_run(config, settings or []))
+    windrow plan cifar10 source.path=~/cifar10
+    windrow plan embeddings.npy    how many clusters suit them, and what that costs
+    """
+    from curation.embedding_files import SUFFIXES
+    from launch.config import load_run
+    from pipeline.plan import show, show_clustering
+
+    path = Path(config).expanduser()
+    inside = path.iterdir() if path.is_dir() else [path] if path.is_file() else []
+    if any(file.suffix in SUFFIXES for file in inside):
+        show_clustering(path)
+    else:
+        show(load_run(config, settings or []))
 
 
 @app.command()

@@ -3,7 +3,6 @@
 import math
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from curation.config import ClusterConfig
+from curation.cost import costs, suggested
+from curation.embedding_files import EmbeddingFiles
 from pipeline.artifacts import BEGUN, MANIFEST, Manifest
 from pipeline.cluster import Cluster
 from pipeline.config import DigitsConfig, RunConfig
@@ -71,6 +72,34 @@ def show(config: RunConfig) -> None:
         f"Pool of {pool:,} images and {held_out:,} held out; {config.rounds} rounds. "
         f"About {duration(left)} left, by a matmul rate of {rate / 1e9:,.0f} GFLOP/s on {cores} "
         f"{'cores' if device == 'cpu' else 'GPUs'}: an order of magnitude, better once a round is done.",
+        highlight=False,
+    )
+
+
+def show_clustering(embeddings: Path) -> None:
+    """Print what clustering embeddings of the user's own would cost, with the levels that suit them."""
+    source = EmbeddingFiles.open(embeddings)
+    config = suggested(source.num_rows)
+    words = f"'levels={list(config.levels)}'".replace(" ", "") + (f" splits={config.splits}" if config.splits > 1 else "")
+    show_levels(config, source.num_rows, source.dim, f"{embeddings}: {source.num_rows:,} rows of {source.dim:,}")
+    Console().print(f"windrow cluster {embeddings} OUT {words}", highlight=False, soft_wrap=True)
+
+
+def show_levels(config: ClusterConfig, num_rows: int, dim: int, title: str) -> None:
+    """Print a line for each level of a clustering: its size, its cost, and the memory it wants."""
+    rate, device, count = _matmul_rate()
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for heading in ("level", "items", "clusters", "a cluster", "resampled", "FLOPs", "time", "memory a worker"):
+        table.add_column(heading, justify="right")
+    for number, level in enumerate(costs(config, num_rows, dim, resident=device == "cuda"), start=1):
+        share = level.num_items / level.num_clusters
+        seconds = level.flops / (rate * _EFFICIENCY[device])
+        numbers = (f"{level.num_items:,}", f"{level.num_clusters:,}", f"{share:.3g}", f"{level.num_resampled:,}")
+        table.add_row(f"{number}", *numbers, _si(level.flops), f"< {duration(seconds)}", size(level.num_bytes))
+    Console(width=110 if not Console().is_terminal else None).print(table)
+    Console().print(
+        f"Times are for {count} {'GPUs' if device == 'cuda' else 'cores'} like these if every k-means ran to the end; most "
+        "stop far earlier.",
         highlight=False,
     )
 
@@ -144,7 +173,8 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
             dim = encoder_cost(encoder)[1]
             levels = config.cluster.levels
             num_bytes = 4 * dim * sum(levels) + 8 * (pool + sum(levels[:-1]))
-            return Estimate(pool, 1 + 4 * len(levels), num_bytes, cluster_flops(config.cluster, pool, dim))
+            flops = sum(level.flops for level in costs(config.cluster, pool, dim))
+            return Estimate(pool, 1 + 4 * len(levels), num_bytes, flops)
         case Dedup():
             dim, clusters = encoder_cost(encoder)[1], config.cluster.levels[0]
             return Estimate(pool, 2 * math.ceil(pool / 250_000), 16 * pool, 2.0 * pool * dim * (2 * clusters + pool / clusters))
@@ -160,20 +190,6 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
             return Estimate(rows, 1, 2000, rows * encoder_cost(measured)[0], rows)
         case _:
             return Estimate(pool + held_out, pool + held_out, source_bytes, 0)
-
-
-def cluster_flops(config: ClusterConfig, rows: int, dim: int) -> float:
-    """Upper bound of the distance computations: every k-means runs `max_iterations`, every refit sees half the rows."""
-
-    def levels() -> Iterator[float]:
-        items = rows
-        for num in config.levels:
-            passes = (1 + config.resampling_steps / 2) * config.max_iterations + config.resampling_steps
-            seeding = (2 + math.log(num)) * min(items, max(20_000, 20 * num)) * (1 + config.resampling_steps)
-            yield 2.0 * num * dim * (items * passes + seeding)
-            items = num
-
-    return sum(levels())
 
 
 def train_flops(config: TrainConfig) -> float:
