@@ -15,7 +15,6 @@ def test_suggestions_are_in_the_proportions_of_the_paper() -> None:
 @pytest.mark.parametrize("num_rows", [1, 100, 3000, 50_000, 12_345_678, 17 * 10**9])
 def test_suggestions_are_valid_for_any_number_of_rows(num_rows: int) -> None:
     found = suggested(num_rows)
-    assert found.levels[-1] < 100 * 20
     assert all(level.flops > 0 and level.num_bytes > 0 for level in costs(found, num_rows, 256))
 
 
