@@ -1,19 +1,21 @@
 """cluster: hierarchical k-means over the embeddings of the pool."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from curation import rng
 from curation.collectives import Alone, Collectives, TorchCollectives
 from curation.config import ClusterConfig
 from curation.errors import DataError
 from curation.files import atomic_path
 from curation.hierarchy import ClusterHierarchy, HierarchyProgress, Level, hierarchical_kmeans
 from curation.journal import Journal
-from curation.quality import size_entropy
+from curation.quality import imbalance, kl_from_uniform, silhouette, size_entropy
+from curation.source import EmbeddingSource
 from pipeline.artifacts import Part, read_kind
 from pipeline.embed import open_embeddings
 from pipeline.stage import Made, Work
@@ -21,6 +23,7 @@ from pipeline.stage import Made, Work
 ROW_ID = "row_id.npy"
 _ARRAYS = ("centroids", "assignment", "squared_distance", "sizes")  # the last is written last
 _PER_ITEM = ("assignment", "squared_distance")
+_SILHOUETTE_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,39 @@ class Cluster:
         parts = [Part.of(work.out, ROW_ID, len(levels[0].assignment))]
         for number, level in enumerate(levels, start=1):
             parts += [Part.of(work.out, _path(number, name), len(getattr(level, name))) for name in _ARRAYS]
+        source = open_embeddings(work.inputs["embeddings"], normalize=self.config.normalize)
+        separate = silhouettes(source, levels, stream=rng.key(self.seed, "silhouette"))
         statistics = [
             {
                 "clusters": level.num_clusters,
                 "inertia": float(level.squared_distance.sum(dtype=np.float64)),
                 "size_entropy": size_entropy(level.sizes),
+                "kl_from_uniform": kl_from_uniform(level.sizes),
+                "imbalance": imbalance(level.sizes),
                 "smallest": int(level.sizes.min()),
                 "largest": int(level.sizes.max()),
+                **({} if found is None else {"silhouette": found}),
             }
-            for level in levels
+            for level, found in zip(levels, separate, strict=True)
         ]
         return Made(parts, {"rows": parts[0].num_rows, "levels": statistics})
+
+
+def silhouettes(source: EmbeddingSource, levels: Sequence[Level], *, stream: int) -> list[float | None]:
+    """The silhouette of each level on the same random rows; None if there are not even two of them to a cluster.
+
+    `stream` is the random key. A row that is alone in its cluster counts 0: with so many clusters most of them would be.
+    """
+    drawn = rng.permute(stream, np.arange(min(_SILHOUETTE_ROWS, source.num_rows)), source.num_rows)
+    labels = np.sort(drawn)  # below level 1 every row has its own
+    rows = source.take(labels)
+    result: list[float | None] = []
+    for level in levels:
+        labels = level.assignment[labels]
+        enough = 2 * level.num_clusters <= len(rows)
+        # A matrix product may differ in its last bits with the number of threads; a manifest may not.
+        result.append(round(silhouette(rows, labels), 6) if enough else None)
+    return result
 
 
 def cluster_rank(

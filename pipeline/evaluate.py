@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from curation import rng
 from curation.files import write_atomic
-from curation.quality import total_variation_from_uniform
+from curation.quality import ami, ari, contingency, nmi, total_variation_from_uniform
 from pipeline.artifacts import Part, read_kind
 from pipeline.embed import sample_list
-from pipeline.select import SELECTION
+from pipeline.select import PSEUDO_LABELS, SELECTION
 from pipeline.shard import read_index
 from pipeline.sources import HELD_OUT, POOL
 from pipeline.stage import Made, Work
@@ -24,7 +24,8 @@ EVALUATION = "evaluation.json"
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Scores of the input "encoder" on the labelled samples, and, with an input "selection", how even its classes are.
+    """Scores of the input "encoder" on the labelled samples, and, with an input "selection", how even its classes are, and how
+    well the clusters it was made from agree with the classes.
 
     The held-out split is classified by the pool. Without one, a fifth of the pool is classified by the rest.
     """
@@ -81,6 +82,7 @@ def evaluate_encoder(
         result["linear"] = linear_probe_accuracy(bank, known, queries, asked)
     if selection is not None and len(bank):
         result["class_balance"] = _class_balance(samples, selection)
+        result["class_agreement"] = _class_agreement(samples, selection, rng.key(seed, "agreement"))
     write_atomic(out / EVALUATION, json.dumps(result, indent=1) + "\n")
 
 
@@ -102,3 +104,16 @@ def _class_balance(samples: Path, selection: Path) -> dict[str, Any]:
         "tv_pool": total_variation_from_uniform(pool),
         "tv_selected": total_variation_from_uniform(selected),
     }
+
+
+def _class_agreement(samples: Path, selection: Path, stream: int) -> dict[str, dict[str, float]]:
+    """How well the clusters of each level agree with the classes of the labelled pool."""
+    index = read_index(samples, POOL, ["row_id", "label"]).drop_null()
+    _, numbers = np.unique(index["label"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    clusters = pq.read_table(selection / PSEUDO_LABELS)
+    _, labelled, clustered = np.intersect1d(index["row_id"], clusters["row_id"], return_indices=True)
+    result = {}
+    for name in clusters.column_names[1:]:
+        table = contingency(clusters[name].to_numpy()[clustered], numbers[labelled])
+        result[name] = {"nmi": nmi(table), "ami": ami(table, stream=stream), "ari": ari(table)}
+    return result

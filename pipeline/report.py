@@ -15,8 +15,10 @@ import jinja2
 import numpy as np
 
 from curation.files import write_atomic
+from curation.quality import churn, contingency, nmi
 from pipeline import charts
 from pipeline.charts import WIDTH, Flow, Series, Sheet
+from pipeline.cluster import read_hierarchy
 from pipeline.console import duration, size
 from pipeline.pictures import Pictures, clusters, embedding_map, label_name, rejects
 from pipeline.record import Run, whole_lines
@@ -39,6 +41,7 @@ def write(run_dir: Path) -> Path:
     pictures = Pictures(run, sheet)
     pictured = run.pictured_rounds()
     context |= {"clusters": [c for n in pictured if (c := run.attempt(clusters, run, n, pictures))]}
+    context |= {"clusterings": run.attempt(clusterings, run) or []}
     context |= {"map": run.attempt(embedding_map, run, pictured, pictures)}
     context |= {"losses": run.attempt(losses, run), "progress": progress(run), "stages": run.stage_table()}
     context |= {"sheet": sheet, "columns": charts.SHEET_COLUMNS}
@@ -166,7 +169,8 @@ def balance(run: Run) -> list[dict[str, Any]]:
             sizes = np.load(run.directory / f"round-{number}/cluster/{name.replace('_', '-')}/sizes.npy", mmap_mode="r")
             selected = run.selected_sizes(number, int(name.removeprefix("level_")), len(sizes))
             chart = charts.curves(np.asarray(sizes), selected, width, "clusters, largest first")
-            drawn.append({"of": f"level-{name[6:]} clusters", "num": len(sizes), "chart": chart, **_tv(measured)})
+            part = {"of": f"level-{name[6:]} clusters", "num": len(sizes), "chart": chart, **_tv(measured)}
+            drawn.append(part | {"covered": measured.get("covered")})
         result.append(
             {"round": number, "charts": drawn, "columns": columns, **{k: statistics[k] for k in ("pool", "selected")}}
         )
@@ -175,6 +179,30 @@ def balance(run: Run) -> list[dict[str, Any]]:
 
 def _tv(measured: dict[str, Any]) -> dict[str, float]:
     return {name: float(measured[name]) for name in ("tv_pool", "tv_selected")}
+
+
+def clusterings(run: Run) -> list[dict[str, Any]]:
+    """What is known of each level of each round's clusters, and how alike they are to those of the round before."""
+    result = []
+    for place, number in enumerate(numbers := run.rounds("cluster")):
+        changes = _changes(run, numbers[place - 1], number) if place else []
+        classes = run.statistics(f"round-{number}/evaluate").get("class_agreement", {})
+        for index, level in enumerate(run.statistics(f"round-{number}/cluster")["levels"]):
+            found = {"round": number, "level": index + 1, **level} | (changes[index] if index < len(changes) else {})
+            if agreed := classes.get(f"level_{index + 1}"):
+                found["class_ami"] = agreed["ami"]
+            result.append(found)
+    return result
+
+
+def _changes(run: Run, before: int, after: int) -> list[dict[str, float]]:
+    """How much the clusters of the pool changed between two rounds, for each level that both have."""
+    (old, old_ids), (new, new_ids) = (read_hierarchy(run.directory / f"round-{number}/cluster") for number in (before, after))
+    if not np.array_equal(old_ids, new_ids):
+        return []
+    both = range(1, min(len(old.levels), len(new.levels)) + 1)
+    tables = (contingency(old.labels(level), new.labels(level)) for level in both)
+    return [{"nmi": nmi(table), "churn": churn(table)} for table in tables]
 
 
 def losses(run: Run) -> dict[str, Any] | None:

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curation import rng
 from curation.config import SelectConfig
 from curation.errors import DataError
 from curation.files import atomic_path
-from curation.quality import total_variation_from_uniform
+from curation.quality import coverage, share_empty, total_variation_from_uniform
 from curation.selection import Pool, Selection
 from curation.selectors import select
 from pipeline.artifacts import Part, read_kind
@@ -43,7 +44,7 @@ class Select:
 
     def make(self, work: Work) -> Made:
         pool, row_ids = _pool(work)
-        hierarchy = pool.hierarchy
+        hierarchy, embeddings = pool.hierarchy, pool.embeddings
         selection = select(self.config, pool, stream=self.seed)
 
         depth = len(hierarchy.levels)
@@ -75,16 +76,22 @@ class Select:
             with atomic_path(work.out / name) as temporary:
                 pq.write_table(table, temporary, compression="zstd")
             parts.append(Part.of(work.out, name, table.num_rows))
-        return Made(parts, self._statistics(selection, labels))
+        statistics = self._statistics(selection, labels)
+        if embeddings is not None and len(selection.rows):
+            found = coverage(embeddings, selection.rows, stream=rng.key(self.seed, "coverage"))
+            statistics["distance_to_selected"] = found._asdict()
+        return Made(parts, statistics)
 
     @staticmethod
     def _statistics(selection: Selection, labels: dict[str, np.ndarray]) -> dict[str, Any]:
         balance = {}
         for name, values in labels.items():
             num = int(values.max()) + 1
+            chosen = np.bincount(values[selection.rows], minlength=num)
             balance[name] = {
                 "tv_pool": total_variation_from_uniform(np.bincount(values, minlength=num)),
-                "tv_selected": total_variation_from_uniform(np.bincount(values[selection.rows], minlength=num)),
+                "tv_selected": total_variation_from_uniform(chosen),
+                "covered": 1 - share_empty(chosen),
             }
         return {"reason": selection.reason, **selection.counts, "cluster_balance": balance}
 

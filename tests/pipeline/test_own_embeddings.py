@@ -49,6 +49,20 @@ def test_near_duplicates_are_found_and_left_out_of_the_selection(clustered: Path
     assert not (clustered / "selection" / "training.parquet").exists()
 
 
+def test_coverage_is_measured_where_embeddings_are_given(clustered: Path) -> None:
+    options = ["--embeddings", f"{clustered}/mine.npy", "budget=12"]
+    done = windrow("select", f"{clustered}/clusters", f"{clustered}/out", *options)
+    assert done.returncode == 0, done.stderr
+    statistics = json.loads((clustered / "out" / "manifest.json").read_text())["statistics"]
+    rows = planted().astype(np.float64)
+    chosen = pq.read_table(clustered / "out" / "selection.parquet")["row_id"].to_numpy()
+    nearest = np.linalg.norm(rows[:, None] - rows[chosen], axis=2).min(axis=1)
+    assert statistics["distance_to_selected"] == pytest.approx({"mean": nearest.mean(), "p95": np.percentile(nearest, 95)})
+    fine = np.load(clustered / "clusters" / "level-1" / "assignment.npy")[chosen]
+    assert statistics["cluster_balance"]["level_1"]["covered"] == pytest.approx(len(np.unique(fine)) / 30)
+    assert statistics["cluster_balance"]["level_2"]["covered"] == 1
+
+
 def test_other_files_are_another_input(clustered: Path) -> None:
     command = ["cluster", f"{clustered}/mine.npy", f"{clustered}/clusters", "levels=[30,5]", "resampling_steps=2"]
     again = windrow(*command)

@@ -110,7 +110,60 @@ def test_balance_is_what_the_manifest_says(labelled: Path) -> None:
     statistics = Manifest.read(labelled / "round-0/select").statistics
     for measured in statistics["cluster_balance"].values():
         assert f"TV {measured['tv_pool']:.3f} → {measured['tv_selected']:.3f}" in text
+        assert f"{measured['tv_selected']:.3f} · {measured['covered']:.0%} covered" in text
     assert f"{statistics['selected']} selected in round 0" in text
+
+
+def test_cluster_table_is_what_the_manifest_says(labelled: Path) -> None:
+    text = words(report.write(labelled))
+    for level, measured in enumerate(Manifest.read(labelled / "round-0/cluster").statistics["levels"], start=1):
+        sizes = np.load(labelled / f"round-0/cluster/level-{level}/sizes.npy")
+        assert measured["imbalance"] == pytest.approx(len(sizes) * (sizes**2).sum() / sizes.sum() ** 2)
+        shown = (
+            measured["smallest"],
+            measured["largest"],
+            f"{measured['imbalance']:.2f}",
+            f"{measured['kl_from_uniform']:.3f}",
+        )
+        expected = f"0 {level} {measured['clusters']} {' '.join(map(str, shown))} {measured['silhouette']:.3f}"
+        assert expected in text
+    assert "Churn" not in text  # with one round
+    assert "AMI" not in text  # with no evaluation
+
+
+def test_rounds_are_compared_whatever_their_clusters_are_called(labelled: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(labelled, run_dir)
+    shutil.copytree(run_dir / "round-0", run_dir / "round-1")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({**config, "rounds": 2}))
+    path = run_dir / "round-1/cluster/level-1/assignment.npy"
+    upper = run_dir / "round-1/cluster/level-2/assignment.npy"
+    names = np.random.default_rng(0).permutation(12)
+    fine, coarse = np.load(path), np.load(upper)
+    np.save(path, names[fine].astype(np.int32))
+    np.save(upper, coarse[np.argsort(names)])
+    assert len(re.findall(r"0\.\d{3} 1\.000 0\.0%", words(report.write(run_dir)))) == 2
+    fine[np.flatnonzero(fine == np.argmax(np.bincount(fine)))[:2]] = np.argmin(np.bincount(fine))
+    np.save(path, names[fine].astype(np.int32))
+    assert re.search(r"0\.\d{3} 0\.\d{3} 5\.0%", words(report.write(run_dir)))  # two rows of 40 have moved
+
+
+def test_runs_that_know_less_have_a_page_too(labelled: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(labelled, run_dir)
+    for stage, new in (("cluster", ("imbalance", "kl_from_uniform", "silhouette")), ("select", ("covered",))):
+        path = run_dir / f"round-0/{stage}/manifest.json"
+        manifest = json.loads(path.read_text())
+        levels = manifest["statistics"].get("levels") or manifest["statistics"]["cluster_balance"].values()
+        for measured in levels:
+            for name in new:
+                del measured[name]
+        path.write_text(json.dumps(manifest))
+    text = words(report.write(run_dir))
+    assert "Round Level Clusters Smallest Largest 0 1 12" in text
+    assert "covered" not in text
+    assert "could not be read" not in text
 
 
 def test_file_names_are_escaped(labelled: Path) -> None:

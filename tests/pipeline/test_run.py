@@ -14,6 +14,7 @@ import pytest
 import torch
 import webdataset
 from safetensors.torch import load_file
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
 from launch.config import load_run
 from pipeline.artifacts import Manifest, Part
@@ -89,6 +90,19 @@ def test_the_second_round_starts_from_the_first(tiny_run: FinishedRun) -> None:
     assert manifest.parents["encoder"] == Manifest.read(tiny_run.directory / "round-0" / "train").fingerprint
     evaluation = json.loads((tiny_run.directory / "round-1" / "evaluate" / "evaluation.json").read_text())
     assert {"knn", "linear", "rankme", "class_balance"} <= set(evaluation)
+
+
+def test_clusters_are_compared_with_the_classes(tiny_run: FinishedRun) -> None:
+    measured = Manifest.read(tiny_run.directory / "round-1" / "evaluate").statistics["class_agreement"]
+    index = pa.concat_tables([pq.read_table(path) for path in sorted((tiny_run.directory / "samples" / "index").iterdir())])
+    classes = {row["row_id"]: row["label"] for row in index.to_pylist() if row["split"] == "train"}
+    clusters = pq.read_table(tiny_run.directory / "round-1" / "select" / "pseudo-labels.parquet").to_pydict()
+    labels = [classes[row] for row in clusters.pop("row_id")]
+    for name, level in clusters.items():
+        assert measured[name]["nmi"] == pytest.approx(normalized_mutual_info_score(labels, level))
+        assert measured[name]["ami"] == pytest.approx(adjusted_mutual_info_score(labels, level))
+        assert measured[name]["ari"] == pytest.approx(adjusted_rand_score(labels, level))
+    assert list(measured) == list(clusters) == ["level_1", "level_2"]
 
 
 def test_every_part_is_what_its_manifest_says(tiny_run: FinishedRun) -> None:
