@@ -79,7 +79,7 @@ def plus_plus(
             if len(accepted) < (trials if next_proposal else 1):
                 break  # too few are left: propose anew
             next_proposal = int(accepted[-1]) + 1
-            lower = torch.minimum(distances[torch.from_numpy(accepted)].float(), nearest)
+            lower = torch.minimum(distances.index_select(0, torch.from_numpy(accepted).to(points.device)).float(), nearest)
             best = int((lower.sum(1) if weights is None else lower @ weights).argmin())
             chosen.append(int(proposed[accepted[best]]))
             nearest = lower[best]
