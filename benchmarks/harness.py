@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import threading
@@ -90,7 +89,10 @@ def _in_a_process(case: str, engine: str) -> Row:
 
 
 class PeakMemory:
-    """The most memory used inside the block beyond what was used before it: of the GPU if there is one, else of the process."""
+    """The most memory used inside the block beyond what was used before it: of the GPU if there is one, else of the process.
+
+    Pages of files are left out: the machine can take them back.
+    """
 
     def __enter__(self) -> "PeakMemory":
         self._before = self._used()
@@ -117,7 +119,8 @@ class PeakMemory:
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             return total - free
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
