@@ -31,7 +31,12 @@ class Case(NamedTuple):
     iterations: int = 10
 
 
-CASES = {"n50k-d256-k1000": Case(50_000, 256, 1000)}
+CASES = {
+    "n50k-d256-k1000": Case(50_000, 256, 1000),
+    "n2m-d384-k16384": Case(2_000_000, 384, 16_384),
+    "n2m-d1024-k65536": Case(2_000_000, 1024, 65_536),
+    "n8m-d768-k1000": Case(8_000_000, 768, 1000),
+}
 
 
 def rows_of(case: Case, *, components: int = 500, noise: float = 0.6, seed: int = 0) -> np.ndarray:
@@ -150,6 +155,8 @@ ENGINES: dict[str, Callable[[np.ndarray, Case, int, argparse.Namespace], Labelle
 def measure(name: str, engine: str, args: argparse.Namespace) -> harness.Row:
     """One engine on one case: the medians of its repeats."""
     case = CASES[name]
+    if case.num_rows > 1_000_000:
+        return _iterations(case, engine, args)
     rows = rows_of(case)
     run = ENGINES[engine]
     run(rows[: 2 * case.num_clusters], case._replace(iterations=1), 0, args)  # loads and compiles
@@ -172,6 +179,94 @@ def measure(name: str, engine: str, args: argparse.Namespace) -> harness.Row:
     return {measure: median(row[measure] for row in found) for measure in found[0]}
 
 
+def _iterations(case: Case, engine: str, args: argparse.Namespace) -> harness.Row:
+    """Lloyd iterations on a GPU from the same centroids, rows of the case."""
+    if not torch.cuda.is_available():
+        raise harness.Skipped("needs a GPU")
+    rows = _rows_on_gpu(case)
+    initial = rows[torch.randperm(case.num_rows, generator=torch.Generator().manual_seed(0))[: case.num_clusters]].float()
+    run = ITERATIONS[engine]
+    run(rows, initial, 2, args)  # compiles
+    with harness.PeakMemory() as memory:
+        seconds, centroids, labels = run(rows, initial, case.iterations, args)
+    some = torch.arange(0, case.num_rows, max(1, case.num_rows // 100_000))
+    objective, exact = _exact(rows[some.to(rows.device)].cpu().numpy(), centroids)
+    floor = 2 * case.num_rows * case.dim * case.num_clusters / harness.matmul_rate(torch.bfloat16)
+    return {
+        "seconds": seconds,
+        "objective": objective,
+        "peak_bytes": memory.num_bytes,
+        "agreement": float((exact == labels[some.numpy()]).mean()),
+        "floor_over_time": floor / seconds,
+    }
+
+
+def _rows_on_gpu(case: Case) -> torch.Tensor:
+    """The mixture of `rows_of`, drawn on the GPU: (N, D) float16."""
+    draws = torch.Generator("cuda").manual_seed(0)
+    share = 1 / torch.arange(1, 2001, dtype=torch.float32, device="cuda")
+    centres = torch.randn(2000, case.dim, device="cuda", generator=draws)
+    rows = torch.empty(case.num_rows, case.dim, dtype=torch.float16, device="cuda")
+    for block in rows.split(250_000):
+        some = centres[torch.multinomial(share, len(block), replacement=True, generator=draws)]
+        some = some + 0.6 * torch.randn(some.shape, device="cuda", generator=draws)
+        block.copy_(some / some.norm(dim=1, keepdim=True))
+    return rows
+
+
+Iterated = tuple[float, np.ndarray, np.ndarray]
+"""Seconds an iteration, centroids (K, D), labels (N,)."""
+
+
+def windrow_iterations(rows: torch.Tensor, initial: torch.Tensor, num: int, _: argparse.Namespace) -> Iterated:
+    from curation.kmeans import Fit, kmeans_steps
+    from curation.source import ArraySource
+
+    source = ArraySource(rows.cpu().numpy(), block_rows=2**20)
+    given = initial.cpu().numpy()
+    steps = kmeans_steps(source, len(given), stream=1, initial=given, max_iterations=num, tolerance=0)
+    times = []
+    while True:
+        try:
+            next(steps)
+            times.append(harness.now())
+        except StopIteration as end:
+            fit: Fit = end.value
+            break
+    result = fit.result()
+    return float(median(np.diff(times))), result.centroids, result.assignment
+
+
+def flash_iterations(rows: torch.Tensor, initial: torch.Tensor, num: int, _: argparse.Namespace) -> Iterated:
+    from flash_kmeans import batch_kmeans_Euclid
+
+    began = harness.now()
+    labels, centroids, _ = batch_kmeans_Euclid(
+        rows[None], len(initial), max_iters=num, tol=-1, init_centroids=initial[None].to(rows.dtype)
+    )
+    return (harness.now() - began) / num, centroids[0].float().cpu().numpy(), labels[0].cpu().numpy()
+
+
+def faiss_iterations(rows: torch.Tensor, initial: torch.Tensor, num: int, _: argparse.Namespace) -> Iterated:
+    import faiss
+
+    if not faiss.get_num_gpus():
+        raise harness.Skipped("faiss is not built for GPUs")
+    host, given = rows.float().cpu().numpy(), initial.cpu().numpy()
+    peer = faiss.Kmeans(rows.shape[1], len(given), niter=num, gpu=True, max_points_per_centroid=len(host))
+    began = harness.now()
+    peer.train(host, init_centroids=given)
+    seconds = (harness.now() - began) / num
+    return seconds, peer.centroids, peer.index.search(host, 1)[1][:, 0]
+
+
+ITERATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, int, argparse.Namespace], Iterated]] = {
+    "windrow": windrow_iterations,
+    "flash-kmeans": flash_iterations,
+    "faiss-kmeans": faiss_iterations,
+}
+
+
 def _exact(rows: np.ndarray, centroids: np.ndarray) -> tuple[float, np.ndarray]:
     """The mean squared distance to the nearest centroid, and which it is, in float64."""
     c = torch.from_numpy(np.asarray(centroids, dtype=np.float64))
@@ -190,4 +285,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    harness.main("kmeans", {"cpu": {"n50k-d256-k1000": list(ENGINES)}}, measure, _arguments)
+    small, *large = CASES
+    presets = {"cpu": {small: list(ENGINES)}, "gpu": {case: list(ITERATIONS) for case in large}}
+    harness.main("kmeans", presets, measure, _arguments)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from curation.threads import one_thread
+
 _SCORES = 2**22
 """Scores held at once: so few that they stay in the cache between the product and the search for the smallest."""
 _PAIRS = 2**22
@@ -74,8 +76,9 @@ class NearestCentroid:
         label, margin = coarse.label, coarse.second - coarse.best
         unsure = (~(margin > 2 * coarse.error)).nonzero()[:, 0]
         if len(unsure) and len(self._centroids) > 1:
-            limit = coarse.best[unsure] + 2 * coarse.error[unsure]
-            label[unsure], margin[unsure] = self._compare(rows[unsure], limit)
+            with one_thread():
+                limit = coarse.best[unsure] + 2 * coarse.error[unsure]
+                label[unsure], margin[unsure] = self._compare(rows[unsure], limit)
         return Nearest(label, margin)
 
     def _compare(self, rows: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,12 +23,15 @@ from curation.exact import Grid
 from curation.journal import Journal
 from curation.seeding import mesoclusters, plus_plus
 from curation.source import ArraySource, EmbeddingSource
+from curation.threads import one_thread
 
 _SAMPLE_PER_CLUSTER, _SAMPLE_ROWS = 20, 20_000
 _SAMPLE_BYTES = 2**31
 _REFINE_ITERATIONS = 5
 _MANY = 4096
 _BLOCK = 16384
+_UPLOAD = 2**17
+"""Rows sent to a GPU at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +231,24 @@ class _Space:
         )
 
 
+def _held(source: EmbeddingSource, device: torch.device) -> Tensor | None:
+    """All rows on the device, if they fill no more of it than there is room for."""
+    room, held = _room(device), None
+    for first, block in source.blocks() if room else ():
+        rows = torch.from_numpy(np.array(block))
+        if held is None:
+            if source.num_rows * source.dim * rows.element_size() > room:
+                return None
+            held = torch.empty(source.num_rows, source.dim, dtype=rows.dtype, device=device)
+        held[first : first + len(rows)] = rows
+    return held
+
+
+def _room(device: torch.device) -> int:
+    """Bytes for rows: half of what a GPU has free, and none of the machine's memory, where the source's own cache is."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
+
+
 @dataclass(frozen=True)
 class _Rows:
     """This worker's rows and their place among everyone's."""
@@ -239,13 +260,16 @@ class _Rows:
     total: int
     engine: Engine
     device: torch.device
+    held: Tensor | None
+    """All rows (N, D) on the device, if there is room for them."""
 
     @classmethod
     def of(
         cls, source: EmbeddingSource, weights: np.ndarray | None, workers: Collectives, engine: Engine, device: torch.device
     ) -> "_Rows":
         counts = np.concatenate(workers.gather(np.array([source.num_rows])))
-        return cls(source, weights, workers, int(counts[: workers.rank].sum()), int(counts.sum()), engine, device)
+        first, total = int(counts[: workers.rank].sum()), int(counts.sum())
+        return cls(source, weights, workers, first, total, engine, device, _held(source, device))
 
     def sample(self, size: int, stream: int) -> tuple[np.ndarray, np.ndarray | None]:
         """`size` random rows of all workers' (M, D) float32 and their weights; the same on every worker."""
@@ -260,12 +284,29 @@ class _Rows:
 
     def blocks(self, size: int) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Where a block of at most `size` rows lies, its rows (B, D) in the type they have, and their weights (B,)."""
-        for first, block in self.source.blocks():
+        pieces = [(0, self.held)] if self.held is not None else self._read(size)
+        for first, block in pieces:
             for start in range(0, len(block), size):
-                some = torch.from_numpy(np.array(block[start : start + size])).to(self.device)
+                some = block[start : start + size].to(self.device)
                 place = slice(first + start, first + start + len(some))
                 weight = None if self.weights is None else torch.from_numpy(self.weights[place]).float().to(self.device)
                 yield place, some, weight
+
+    def _read(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """The source's blocks, on a GPU so many at a time that they keep it busy."""
+        waiting: list[np.ndarray] = []
+        start = end = 0
+        for first, block in self.source.blocks():
+            if self.device.type == "cpu":
+                yield first, torch.from_numpy(np.array(block))
+                continue
+            waiting.append(block)
+            end = first + len(block)
+            if end - start >= min(size, _UPLOAD):
+                yield start, torch.from_numpy(np.concatenate(waiting)).pin_memory()
+                waiting, start = [], end
+        if waiting:
+            yield start, torch.from_numpy(np.concatenate(waiting)).pin_memory()
 
     def squared_distance(self, centroids: np.ndarray, label: Tensor) -> Tensor:
         """(N,) float32: of this worker's rows to the centroids (K, D) that `label` (N,) names."""
@@ -341,7 +382,8 @@ def _pass(rows: _Rows, centroids: np.ndarray, space: _Space, sums: _Sums, *, squ
     mass = torch.zeros(len(centroids), dtype=torch.float64, device=rows.device)
     for place, some, weight in rows.blocks(nearest.block_rows):
         label, sums.margin[place] = nearest(some)
-        sums.update(place, some, weight, label)
+        with one_thread():
+            sums.update(place, some, weight, label)
         if squared is not None:
             squared[place] = squared_distance(some, every, label)
         if weight is not None:

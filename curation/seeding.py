@@ -10,6 +10,7 @@ from curation import rng
 from curation.distance import NearestCentroid, coarse_dtype, squared_distance
 from curation.grouped import grouped_kmeans
 from curation.journal import Journal
+from curation.threads import one_thread
 
 _PROPOSALS = 256
 _PRODUCT = 2**24
@@ -46,8 +47,9 @@ def plus_plus(
         chosen = [int(_draw(every, 1, rng.generator(rng.key(stream, "first")))[0])]
         nearest = _nearest_seed(points, norms, chosen)
         round_number, coarse = 0, True
-    dtype = coarse_dtype(points.device)
-    extended = torch.cat([points, torch.ones(len(points), 2, device=points.device)], 1).to(dtype).T.contiguous()
+    ones = torch.ones(len(points), 2, device=points.device)
+    coarse = coarse and coarse_dtype(points.device) != torch.float32
+    extended = torch.cat([points, ones], 1).to(coarse_dtype(points.device) if coarse else torch.float32).T.contiguous()
     while len(chosen) < num_seeds:
         draws = rng.generator(rng.key(stream, round_number))
         round_number += 1
@@ -56,8 +58,9 @@ def plus_plus(
         if weights is not None:
             squared *= weights
         potential = float(squared.double().sum())
-        if coarse and (dtype == torch.float32 or potential < float(mass.double().sum()) / 32):
+        if coarse and potential < float(mass.double().sum()) / 32:
             coarse = False
+            extended = torch.cat([points, ones], 1).T.contiguous()
             for start in range(0, len(chosen), 1024):
                 nearest = torch.minimum(nearest, _nearest_seed(points, norms, chosen[start : start + 1024]))
             continue
@@ -65,25 +68,24 @@ def plus_plus(
             break
         num = max(trials, min(_PROPOSALS, trials * len(chosen), _PRODUCT // len(points)))
         proposed = _draw(squared, num, draws)
-        if coarse:
-            distances = _extended(points[proposed], norms[proposed], dtype) @ extended
-        else:
-            distances = torch.addmm(norms[proposed, None], points[proposed], points.T, alpha=-2)
+        distances = _extended(points[proposed], norms[proposed], extended.dtype) @ extended
         accepts = draws.random(num) * (nearest + norms)[proposed].cpu().numpy()
         next_proposal, before = 0, len(chosen)
-        while len(chosen) < num_seeds:
-            left = proposed[next_proposal:]
-            now = nearest[left] + norms[left]
-            still = torch.where(now > _SAME * norms[left], now, -1).cpu().numpy()
-            accepted = np.flatnonzero(accepts[next_proposal:] <= still)[:trials] + next_proposal
-            if len(accepted) < (trials if next_proposal else 1):
-                break  # too few are left: propose anew
-            next_proposal = int(accepted[-1]) + 1
-            lower = torch.minimum(distances.index_select(0, torch.from_numpy(accepted).to(points.device)).float(), nearest)
-            best = int((lower.sum(1) if weights is None else lower @ weights).argmin())
-            chosen.append(int(proposed[accepted[best]]))
-            nearest = lower[best]
-            nearest[chosen[-1]] = -norms[chosen[-1]]
+        with one_thread():
+            while len(chosen) < num_seeds:
+                left = proposed[next_proposal:]
+                now = nearest[left] + norms[left]
+                still = torch.where(now > _SAME * norms[left], now, -1).cpu().numpy()
+                accepted = np.flatnonzero(accepts[next_proposal:] <= still)[:trials] + next_proposal
+                if len(accepted) < (trials if next_proposal else 1):
+                    break  # too few are left: propose anew
+                next_proposal = int(accepted[-1]) + 1
+                of_accepted = distances.index_select(0, torch.from_numpy(accepted).to(points.device)).float()
+                lower = torch.minimum(of_accepted, nearest)
+                best = int((lower.sum(1) if weights is None else lower @ weights).argmin())
+                chosen.append(int(proposed[accepted[best]]))
+                nearest = lower[best]
+                nearest[chosen[-1]] = -norms[chosen[-1]]
         if len(chosen) == before:
             break  # what is left is too small to draw from
         journal.save(

@@ -69,7 +69,10 @@ class Pool:
 
     def need_queries(self) -> EmbeddingSource:
         if self.queries is None:
-            raise ConfigError("This selector retrieves what is like a set of queries. Give their embeddings with --queries.")
+            raise ConfigError(
+                "This selector looks for what is like some examples. Put these in a folder named query in the source, or give "
+                "their embeddings with --queries."
+            )
         return self.queries
 
     def need_scores(self) -> np.ndarray:

@@ -15,15 +15,16 @@ from curation.source import EmbeddingSource
 from pipeline import charts, digits
 from pipeline.charts import WIDTH, Sheet
 from pipeline.cluster import read_hierarchy
+from pipeline.dedup import DUPLICATES
 from pipeline.embed import open_embeddings
 from pipeline.record import Run
 from pipeline.shard import INDEX, REJECTS
-from pipeline.sources import POOL
 from trainers.data import SampleList
 from trainers.images import decode
 
 MAP_ROWS, MAP_PICTURES = 2000, 500
 _PER_CLUSTER, _PER_GROUP, _PER_REASON = 12, 3, 7
+_DOUBTFUL = 500
 _BLOCK_ROWS = 1 << 20
 _MAX_FILE_BYTES = 32 * 2**20
 _MEANING = {
@@ -34,6 +35,8 @@ _MEANING = {
     "too small": "Its shorter side is under shard.min_side.",
     "too large": "More pixels than are decoded for anyone.",
     "truncated tar": "The tar ends inside it.",
+    "near-duplicate": "Says what another sample says that stays.",
+    "near held-out": "Says what a held-out sample says, and would give it away.",
     "damaged tar": "What follows in this tar cannot be read.",
 }
 
@@ -82,16 +85,16 @@ def _image_file(root: Path, source: str) -> np.ndarray | None:
 
 
 class Pictures:
-    """Samples of the pool, read a few at a time, and their thumbnails on the sheet."""
+    """Samples, read a few at a time, and their thumbnails on the sheet."""
 
     def __init__(self, run: Run, sheet: Sheet) -> None:
         self._samples, self._sheet, self._known = run.directory / "samples", sheet, dict[int, int]()
         parts = run.manifests["samples"].parts if "samples" in run.manifests else ()
-        self._indexes = [part for part in parts if part.path.startswith(f"{INDEX}/{POOL}-")]
+        self._indexes = [part for part in parts if part.path.startswith(f"{INDEX}/")]
         self._ends = np.cumsum([part.num_rows for part in self._indexes])
 
     def rows(self, row_ids: np.ndarray) -> pa.Table:
-        """The index at ascending `row_ids`, which count the pool's rows. Reads only the files they are in."""
+        """The index at ascending `row_ids`, which count its rows. Reads only the files they are in."""
         which = np.searchsorted(self._ends, row_ids, side="right")
         tables = []
         for number in np.unique(which):
@@ -112,6 +115,38 @@ class Pictures:
                 except DataError:  # a shard was moved away: the rest of the page does without
                     continue
         return {row: self._known[row] for row in map(int, row_ids) if row in self._known}
+
+
+def near_duplicates(run: Run, number: int, pictures: Pictures) -> list[dict[str, Any]]:
+    """For each reason the pairs of one round that are least alike: if these are right, so are the others."""
+    place = run.directory / f"round-{number}" / "dedup"
+    counts = run.statistics(f"round-{number}/dedup")["reasons"]
+    table = pq.read_table(place / DUPLICATES)
+    gone, kept = table["row_id"].to_numpy(), table["kept_row_id"].to_numpy()
+    reasons = dict(zip(zip(gone.tolist(), kept.tolist(), strict=True), table["reason"].to_pylist(), strict=True))
+    doubtful: dict[str, list[dict[str, Any]]] = {reason: [] for reason in counts}
+    columns = ["row_id", "other_row_id", "similarity", "bits"]
+    for edge in pa.concat_tables(_least_alike(path, columns) for path in sorted(place.glob("edges-*.parquet"))).to_pylist():
+        one, two = edge["row_id"], edge["other_row_id"]
+        pair = (one, two) if (one, two) in reasons else (two, one)
+        if pair in reasons and len(doubtful[reasons[pair]]) < _PER_REASON:
+            alike = f"{edge['bits']} bits" if edge["similarity"] is None else f"{edge['similarity']:.3f}"
+            found = pictures.of(np.array(sorted(pair)))
+            tile = {"source": f"sample {pair[0]}", "name": alike, "picture": found.get(pair[0]), "reason": f"alike by {alike}"}
+            doubtful[reasons[pair]].append(tile | {"kept": f"sample {pair[1]}", "kept_picture": found.get(pair[1])})
+    return [
+        {"kind": reason, "count": num, "meaning": _MEANING[reason], "examples": doubtful[reason]}
+        for reason, num in counts.items()
+    ]
+
+
+def _least_alike(path: Path, columns: list[str]) -> pa.Table:
+    """Some hundred edges of a file: those of the least similarity, or of the most bits."""
+    found = pq.ParquetFile(path).schema_arrow.empty_table().select(columns)
+    for batch in pq.ParquetFile(path).iter_batches(columns=columns):
+        order = [("similarity", "ascending"), ("bits", "descending")]
+        found = pa.concat_tables([found, pa.table(batch)]).sort_by(order)[:_DOUBTFUL]
+    return found
 
 
 def clusters(run: Run, number: int, pictures: Pictures) -> dict[str, Any]:

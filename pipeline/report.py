@@ -20,7 +20,7 @@ from pipeline import charts
 from pipeline.charts import WIDTH, Flow, Series, Sheet
 from pipeline.cluster import read_hierarchy
 from pipeline.console import duration, size
-from pipeline.pictures import Pictures, clusters, embedding_map, label_name, rejects
+from pipeline.pictures import Pictures, clusters, embedding_map, label_name, near_duplicates, rejects
 from pipeline.record import Run, whole_lines
 from trainers.train import METRICS
 
@@ -41,6 +41,8 @@ def write(run_dir: Path) -> Path:
     pictures = Pictures(run, sheet)
     pictured = run.pictured_rounds()
     context |= {"clusters": [c for n in pictured if (c := run.attempt(clusters, run, n, pictures))]}
+    last = run.rounds("dedup")[-1:]
+    context |= {"duplicates": [d for n in last for d in run.attempt(near_duplicates, run, n, pictures) or []]}
     context |= {"clusterings": run.attempt(clusterings, run) or []}
     context |= {"map": run.attempt(embedding_map, run, pictured, pictures)}
     context |= {"losses": run.attempt(losses, run), "progress": progress(run), "stages": run.stage_table()}
@@ -128,13 +130,19 @@ def inflow(run: Run) -> Any:
     if not counts:
         return None
     streams = [Flow("in the pool", counts["pool"], "pool"), Flow("held out, for evaluation only", counts["held_out"], "held")]
+    streams += [Flow("examples to look for", counts.get("queries", 0), "held")]
     rejected = sorted(counts["rejected"].items(), key=lambda item: -item[1])
     streams += [Flow(f"set aside: {kind}", num, "bad") for kind, num in rejected]
     chosen = []
     if numbers := run.rounds("select"):
         num = run.statistics(f"round-{numbers[-1]}/select")["selected"]
-        chosen = [Flow(f"selected in round {numbers[-1]}", num, "sel"), Flow("not selected", counts["pool"] - num, "pool")]
-    return charts.flow(counts["files"], [s for s in streams if s.count], chosen, WIDTH)
+        doubled = run.statistics(f"round-{numbers[-1]}/dedup").get("dropped", 0)
+        chosen = [
+            Flow(f"selected in round {numbers[-1]}", num, "sel"),
+            Flow("not selected", counts["pool"] - num - doubled, "pool"),
+            Flow("near-duplicates", doubled, "bad"),
+        ]
+    return charts.flow(counts["files"], [s for s in streams if s.count], [s for s in chosen if s.count], WIDTH)
 
 
 def _selections(run: Run) -> list[dict[str, Any]]:

@@ -51,10 +51,9 @@ def steps(config: RunConfig) -> list[Step]:
         cluster = Cluster(config.cluster, stream("cluster", number))
         clusters = add(Step(f"{place}/cluster", cluster, {"embeddings": embeddings}))
         select = Select(config.select, stream("select", number))
-        inputs = {"samples": samples, "clusters": clusters}
+        inputs = {"samples": samples, "embeddings": embeddings, "clusters": clusters}
         if config.dedup:
-            compared = {"embeddings": embeddings, "clusters": clusters, "samples": samples}
-            inputs["duplicates"] = add(Step(f"{place}/dedup", Dedup(config.dedup), compared))
+            inputs["duplicates"] = add(Step(f"{place}/dedup", Dedup(config.dedup), dict(inputs)))
         selection = add(Step(f"{place}/select", select, inputs))
         start = {"previous": previous} if previous and config.train.warm_start else {}
         train = Train(config.train, stream("train", number))

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from curation import rng
 from curation.config import SelectConfig
+from curation.embedding_files import EmbeddingFiles
 from curation.errors import DataError
 from curation.files import atomic_path
 from curation.quality import coverage, share_empty, total_variation_from_uniform
@@ -17,9 +18,9 @@ from curation.selectors import select
 from pipeline.artifacts import Part, read_kind
 from pipeline.cluster import read_hierarchy
 from pipeline.dedup import DUPLICATES
-from pipeline.embed import open_embeddings, read_scores
+from pipeline.embed import embedding_files, open_embeddings, read_scores
 from pipeline.shard import read_index
-from pipeline.sources import POOL
+from pipeline.sources import POOL, QUERY
 from pipeline.stage import Made, Work
 from trainers.data import ROWS_PER_EPOCH
 
@@ -32,7 +33,7 @@ class Select:
     input "samples", the training list, which has what a loader needs to stream the selection from the shards.
 
     With an input "duplicates", rows that go for others are left out before anything is selected. Selectors may look at inputs
-    "embeddings", "queries" and "scores".
+    "embeddings", "queries" (else those of the embeddings' samples that are queries) and "scores".
     """
 
     config: SelectConfig
@@ -105,12 +106,15 @@ def _pool(work: Work) -> tuple[Pool, np.ndarray]:
     if duplicates := work.inputs.get("duplicates"):
         read_kind(duplicates, "duplicates")
         available = ~np.isin(row_ids, pq.read_table(duplicates / DUPLICATES)["row_id"].to_numpy())
-    opened = {
-        role: open_embeddings(work.inputs[role], normalize=normalize)
-        for role in ("embeddings", "queries")
-        if role in work.inputs
-    }
-    if "embeddings" in opened and opened["embeddings"].num_rows != len(row_ids):
-        raise DataError(f"{work.inputs['embeddings']} has {opened['embeddings'].num_rows:,} rows, {clusters} {len(row_ids):,}.")
+    embeddings = queries = None
+    if place := work.inputs.get("embeddings"):
+        embeddings = open_embeddings(place, normalize=normalize)
+        if embeddings.num_rows != len(row_ids):
+            raise DataError(f"{place} has {embeddings.num_rows:,} rows, {clusters} {len(row_ids):,}: these were not clustered.")
+        if examples := embedding_files(place, QUERY):
+            queries = EmbeddingFiles.open(examples, normalize=normalize)
+    if place := work.inputs.get("queries"):
+        queries = open_embeddings(place, normalize=normalize)
     scores = read_scores(work.inputs["scores"], len(row_ids)) if "scores" in work.inputs else None
-    return Pool(hierarchy=hierarchy, available=available, scores=scores, **opened), row_ids
+    pool = Pool(hierarchy=hierarchy, available=available, embeddings=embeddings, queries=queries, scores=scores)
+    return pool, row_ids

@@ -23,7 +23,7 @@ from curation.files import atomic_path
 from pipeline import digits
 from pipeline.artifacts import Part
 from pipeline.config import ImagesConfig, ShardConfig
-from pipeline.sources import HELD_OUT, POOL, find_images, thin_to_long_tail
+from pipeline.sources import HELD_OUT, POOL, QUERY, SPLITS, find_images, thin_to_long_tail
 from pipeline.stage import Made, Work
 from trainers.images import crop_resize, decode
 
@@ -71,7 +71,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Shard:
-    """Pool samples get row ids 0, 1, 2, … and shards of their own; held-out samples follow."""
+    """Pool samples get row ids 0, 1, 2, … and shards of their own; held-out samples follow, then queries."""
 
     config: ShardConfig
     source: ImagesConfig | None
@@ -114,11 +114,12 @@ class Shard:
             Part.of(work.out, f"{INDEX}/{name}.parquet", part.num_rows) for name, part in zip(names, packed, strict=True)
         ]
         rejects = pq.read_table(work.out / REJECTS)
-        pool = sum(part.num_rows for part in packed if part.path.startswith(POOL))
+        pool, held_out, queries = (sum(part.num_rows for part in packed if part.path.startswith(split)) for split in SPLITS)
         statistics = {
             "files": groups.num_rows + rejects.num_rows,
             "pool": pool,
-            "held_out": groups.num_rows - pool,
+            "held_out": held_out,
+            "queries": queries,
             "bytes": sum(part.num_bytes for part in packed),
             "rejected": _count(rejects["reason"]),
         }
@@ -139,16 +140,17 @@ class Shard:
                 f"{self.config.max_rejected_fraction} allows. For example {examples}. Mend the source and "
                 f"delete {work.out}, or raise the fraction if that is what it holds."
             )
-        # Of equal files the held-out one is kept, so that none of them is trained on; otherwise the first.
+        # Of equal files the held-out one is kept, so that none of them is trained on; otherwise the first. An example of what
+        # to look for takes nothing away from the pool.
         digests = np.array(probed["digest"].to_pylist(), dtype=object)
         by_priority = good[np.argsort(split[good] != HELD_OUT, kind="stable")]
-        first: dict[bytes, int] = {}
+        first: dict[tuple[bytes, bool], int] = {}
         for index in by_priority:
-            kept = first.setdefault(digests[index], int(index))
+            kept = first.setdefault((digests[index], split[index] == QUERY), int(index))
             if kept != index:
                 reason[index] = f"duplicate of {listed['source'][kept]}"
         kept_rows = np.flatnonzero(reason == None)  # noqa: E711
-        kept_rows = kept_rows[np.argsort(split[kept_rows] != POOL, kind="stable")]
+        kept_rows = kept_rows[np.argsort([SPLITS.index(name) for name in split[kept_rows]], kind="stable")]
         if not (split[kept_rows] == POOL).any():
             raise DataError("No usable image is left to train on: every one was set aside, or is in a held-out split.")
         dropped = np.flatnonzero(reason != None)  # noqa: E711
@@ -156,7 +158,7 @@ class Shard:
         _write(rejects.append_column("reason", pa.array(reason[dropped], pa.string())), work.out / REJECTS)
 
         shards: list[str] = []
-        for name in (POOL, HELD_OUT):
+        for name in SPLITS:
             numbers = np.arange((split[kept_rows] == name).sum()) // self.config.samples_per_shard
             shards += [f"{name}-{number:06d}" for number in numbers]
         columns = {

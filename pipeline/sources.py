@@ -17,8 +17,10 @@ from curation.errors import DataError
 from curation.files import atomic_path
 from trainers.images import SUFFIXES
 
-POOL, HELD_OUT = "train", "test"
-_SPLITS = {"train": POOL, "test": HELD_OUT, "val": HELD_OUT, "valid": HELD_OUT, "validation": HELD_OUT}
+POOL, HELD_OUT, QUERY = SPLITS = ("train", "test", "query")
+"""What may be selected and trained on, what is measured on, and examples of what a selector should look for."""
+_HELD_OUT_NAMES = ("test", "val", "valid", "validation")
+_SPLITS = {"train": POOL, **dict.fromkeys(_HELD_OUT_NAMES, HELD_OUT), "query": QUERY, "queries": QUERY}
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst")
 _MAX_UNPACKED_RATIO = 200
 

@@ -265,3 +265,12 @@ def test_the_engine_does_not_change_the_result() -> None:
     assert np.array_equal(ours.centroids, by_faiss.centroids)
     assert np.array_equal(ours.assignment, by_faiss.assignment)
     assert ours.inertia == by_faiss.inertia
+
+
+def test_rows_that_stay_on_the_device_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = mixture(3000, 12, 30).astype(np.float16)
+    streamed = kmeans(ArraySource(rows, block_rows=500), 40, stream=1)
+    monkeypatch.setattr("curation.kmeans._room", lambda _: 2**30)
+    held = kmeans(ArraySource(rows, block_rows=500), 40, stream=1)
+    assert np.array_equal(streamed.centroids, held.centroids)
+    assert np.array_equal(streamed.squared_distance, held.squared_distance)

@@ -60,10 +60,10 @@ def run(root: Path, out: str, *settings: str) -> list[tuple[str, str, str]]:
 
 def test_hashes_find_the_same_picture_in_another_file(prepared: Path) -> None:
     found = run(prepared, "hashes", "similarity=0.9999", "hash_bits=10", "keep=largest")
-    assert {(gone, kept) for gone, kept, why in found if why == "duplicate"} == {
+    assert {(gone, kept) for gone, kept, why in found if why == "near-duplicate"} == {
         (f"train/{n:02d} small.jpg", f"train/{n:02d}.png") for n in range(10)
     }
-    assert {(gone, kept) for gone, kept, why in found if why == "held out"} == {
+    assert {(gone, kept) for gone, kept, why in found if why == "near held-out"} == {
         (f"train/{n:02d}.png", f"test/{n:02d}.png") for n in range(10, 15)
     }
 
@@ -71,7 +71,7 @@ def test_hashes_find_the_same_picture_in_another_file(prepared: Path) -> None:
 def test_without_hashes_the_embeddings_tell(prepared: Path) -> None:
     found = run(prepared, "embeddings-only", "similarity=0.98", "hash_bits=null", "protect=false")
     assert {gone.split("/")[1][:2] for gone, _, _ in found} >= {f"{n:02d}" for n in range(10)}
-    assert {why for _, _, why in found} == {"duplicate"}
+    assert {why for _, _, why in found} == {"near-duplicate"}
     edges = pq.read_table(sorted((prepared / "embeddings-only").glob("edges-*.parquet"))[0])
     assert edges["bits"].null_count == edges.num_rows
     assert json.loads((prepared / "embeddings-only" / "manifest.json").read_text())["statistics"]["held_out"] == 0

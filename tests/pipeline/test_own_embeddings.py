@@ -115,9 +115,9 @@ def test_nothing_like_a_held_out_row_stays(clustered: Path) -> None:
     unit = held_out / np.linalg.norm(held_out, axis=1, keepdims=True)
     near = rows.astype(np.float64) @ unit.T.astype(np.float64) >= 0.98
     gone = dropped(clustered / "out")
-    assert {row for row, (_, why) in gone.items() if why == "held out"} == set(np.flatnonzero(near.any(1)).tolist())
+    assert {row for row, (_, why) in gone.items() if why == "near held-out"} == set(np.flatnonzero(near.any(1)).tolist())
     assert {0, 540, 200, *range(100, 110)} <= gone.keys()
-    assert all(near[row, kept] for row, (kept, why) in gone.items() if why == "held out")
+    assert all(near[row, kept] for row, (kept, why) in gone.items() if why == "near held-out")
     left = np.setdiff1d(np.arange(600), list(gone))
     assert not np.triu(rows[left].astype(np.float64) @ rows[left].T >= 0.98, 1).any()
     assert statistics(clustered / "out")["recall"] == 1.0
