@@ -17,7 +17,7 @@ from curation import rng
 from curation.config import DedupConfig
 from curation.dedup.components import components
 from curation.dedup.hashing import near_hashes
-from curation.dedup.neighbours import Visits, find_visits, near_pairs
+from curation.dedup.neighbours import Pairs, Visits, find_visits, near_pairs
 from curation.dedup.recall import brute_force, covered
 from curation.dedup.rules import drop, leaks
 from curation.distance import NearestCentroid, default_device
@@ -272,7 +272,7 @@ def _decide(files: Sequence[Path], joined: _Joined, work: Work, config: DedupCon
 
     If there are more edges than fit in memory they are looked at component by component, so many at a time as fit.
     """
-    ids, priority, source = joined.ids(), _priority(work.inputs, joined, config), joined.source()
+    ids, priority = joined.ids(), _priority(work.inputs, joined, config)
     finders = [_finder(row_ids) for row_ids in ids]
 
     def pieces() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -285,7 +285,9 @@ def _decide(files: Sequence[Path], joined: _Joined, work: Work, config: DedupCon
     if num_groups > 1:
         group = components(joined.num_rows, (piece[:2] for piece in pieces()), scratch=work.scratch / "components") % num_groups
     num = min(joined.num_rows, max(10, min(200, _COMPARED // joined.num_rows)))
-    expected = brute_force(source, np.sort(rng.permute(rng.key(0, "recall"), np.arange(num), joined.num_rows)), config.radius)
+    some = np.sort(rng.permute(rng.key(0, "recall"), np.arange(num), joined.num_rows))
+    expected = brute_force(joined.source(), some, config.radius)
+    expected = Pairs(*(column[expected.first < joined.num_pool] for column in expected))
     known = np.zeros(len(expected.first), dtype=bool)
     found = [_DUPLICATES.empty_table()]
     for number in range(num_groups):
@@ -296,8 +298,8 @@ def _decide(files: Sequence[Path], joined: _Joined, work: Work, config: DedupCon
         left = ~(np.isin(first, leaked) | np.isin(second, leaked) | (second >= joined.num_pool))
         gone, kept = drop(first[left], second[left], priority, config.rule, same=same[left])
         for rows, others, reason in (
-            (leaked, ids[1][held_out - joined.num_pool], "held out"),
-            (gone, ids[0][kept], "duplicate"),
+            (leaked, ids[1][held_out - joined.num_pool], "near held-out"),
+            (gone, ids[0][kept], "near-duplicate"),
         ):
             columns = {"row_id": ids[0][rows], "kept_row_id": others, "reason": [reason] * len(rows)}
             found.append(pa.table(columns, schema=_DUPLICATES))

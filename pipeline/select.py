@@ -46,6 +46,11 @@ class Select:
     def make(self, work: Work) -> Made:
         pool, row_ids = _pool(work)
         hierarchy, embeddings = pool.hierarchy, pool.embeddings
+        if pool.num_available == 0:
+            raise DataError(
+                f"All {pool.num_rows:,} rows say what others or held-out ones say, by {work.inputs['duplicates']}: to its "
+                "embeddings they are alike. Raise dedup.similarity, or use an encoder that tells them apart."
+            )
         selection = select(self.config, pool, stream=self.seed)
 
         depth = len(hierarchy.levels)

@@ -106,7 +106,7 @@ def statistics(directory: Path) -> dict[str, Any]:
 def test_nothing_like_a_held_out_row_stays(clustered: Path) -> None:
     """Rows 0 to 59 have near-duplicates; rows 100 to 109 do not, but the held-out rows are like them, and like row 0."""
     rows = planted()
-    held_out = np.concatenate([rows[100:110] + 0.01, rows[:1], rows[200:201] * 3])
+    held_out = np.concatenate([rows[100:110] + 0.01, rows[:1], np.repeat(rows[200:201] * 3, 30, axis=0)])
     np.save(clustered / "held-out.npy", held_out)
     place = str(clustered)
     command = ["dedup", f"{place}/mine.npy", f"{place}/clusters", f"{place}/out", "similarity=0.98"]
@@ -121,7 +121,7 @@ def test_nothing_like_a_held_out_row_stays(clustered: Path) -> None:
     left = np.setdiff1d(np.arange(600), list(gone))
     assert not np.triu(rows[left].astype(np.float64) @ rows[left].T >= 0.98, 1).any()
     assert statistics(clustered / "out")["recall"] == 1.0
-    assert statistics(clustered / "out")["held_out"] == 12
+    assert statistics(clustered / "out")["held_out"] == 41
 
 
 def test_a_stricter_setting_needs_the_earlier_pairs_only(clustered: Path) -> None:
@@ -150,3 +150,13 @@ def test_which_of_two_stays_may_be_a_matter_of_scores(clustered: Path) -> None:
     refused = windrow(*command[:3], f"{place}/no", "keep=scores", "--scores", f"{place}/scores.npy")
     assert refused.returncode == 2
     assert "600" in refused.stderr
+
+
+def test_a_selection_from_nothing_is_refused(clustered: Path) -> None:
+    place = str(clustered)
+    command = ["dedup", f"{place}/mine.npy", f"{place}/clusters", f"{place}/out", "similarity=0.000001", "--held-out"]
+    np.save(clustered / "held-out.npy", planted())
+    assert windrow(*command, f"{place}/held-out.npy").returncode == 0
+    refused = windrow("select", f"{place}/clusters", f"{place}/selection", "budget=10", "--duplicates", f"{place}/out")
+    assert refused.returncode == 2
+    assert "similarity" in refused.stderr
