@@ -293,8 +293,9 @@ def _decide(files: Sequence[Path], joined: _Joined, work: Work, config: DedupCon
     for number in range(num_groups):
         mine = (tuple(column[group[piece[0]] == number] for column in piece) for piece in pieces())
         first, second, same = (np.concatenate(column) for column in zip(*mine, strict=True))
-        known |= covered(first, second, same, expected)
         leaked, held_out = leaks(first, second, joined.num_pool, same=same)
+        known |= covered(first, second, same, expected)
+        known |= (expected.second >= joined.num_pool) & np.isin(expected.first, leaked)
         left = ~(np.isin(first, leaked) | np.isin(second, leaked) | (second >= joined.num_pool))
         gone, kept = drop(first[left], second[left], priority, config.rule, same=same[left])
         for rows, others, reason in (
