@@ -145,4 +145,64 @@ class Rs2Config(_Selector):
     strategy: Literal["rs2"] = "rs2"
 
 
-SelectConfig = Annotated[BalancedConfig | RandomConfig | Rs2Config, Field(discriminator="strategy")]
+class PrototypicalityConfig(_Selector):
+    """The rows farthest from their centroids, or the nearest."""
+
+    strategy: Literal["prototypicality"] = "prototypicality"
+    keep: Literal["easy", "hard"] = "hard"
+    """Hard rows are far from their centroid, easy ones near. Easy ones serve better where rows are few."""
+
+
+class RetrievalConfig(_Selector):
+    """Rows like the queries."""
+
+    needs = frozenset({"embeddings", "queries"})
+
+    strategy: Literal["retrieval"] = "retrieval"
+    expand: Literal["neighbours", "clusters"] = "neighbours"
+    """The nearest rows of every query, or random rows of the clusters that queries fall into, for queries that are few."""
+
+
+class SasConfig(_Selector):
+    """The rows most like the rest of their latent class."""
+
+    needs = frozenset({"embeddings"})
+
+    strategy: Literal["sas"] = "sas"
+    level: int | None = Field(default=None, ge=1)
+    """Whose clusters are the latent classes, counted from 1, the finest; None: the coarsest."""
+
+
+class SensitivityConfig(_Selector):
+    """Rows with chances by how much they may weigh in a loss, and weights that make up for the chances."""
+
+    needs = frozenset({"scores"})
+
+    strategy: Literal["sensitivity"] = "sensitivity"
+    coefficient: float = Field(default=1, ge=0)
+    """How much the loss may change with distance. With scores it must be in their unit."""
+    power: float = Field(default=2, gt=0, le=8)
+    """Of the distance to the centroid."""
+
+
+class TypicalityConfig(_Selector):
+    """The rows of every finest cluster that lie where it is densest."""
+
+    needs = frozenset({"embeddings"})
+
+    strategy: Literal["typicality"] = "typicality"
+    neighbours: int = Field(default=20, ge=1)
+    """Whose distances tell how dense it is; in a smaller cluster all others."""
+
+
+SelectConfig = Annotated[
+    BalancedConfig
+    | PrototypicalityConfig
+    | RandomConfig
+    | RetrievalConfig
+    | Rs2Config
+    | SasConfig
+    | SensitivityConfig
+    | TypicalityConfig,
+    Field(discriminator="strategy"),
+]

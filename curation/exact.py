@@ -1,8 +1,9 @@
-"""Sums that do not round, so that their order does not matter."""
+"""Sums and products that do not round, so that their order does not matter."""
 
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +24,17 @@ class Grid:
         # Added to so large a number, all that is finer than the grid is rounded away.
         large = 1.5 * 2.0**bits
         return values.double().add_(large).sub_(large)
+
+
+def for_products(vectors: Tensor) -> Tensor:
+    """Vectors (M, D) as float64, rounded so that the product x·y of any two is exact, in whatever order it is summed.
+
+    A sum of D products of two b-bit numbers fits into the 53 bits of float64 while 2 b + log2 D does: b is 21 for D = 768,
+    counted from the largest number of the vector.
+    """
+    bits = (52 - math.ceil(math.log2(vectors.shape[1]))) // 2
+    wide = vectors.double()
+    largest = wide.abs().amax(1, keepdim=True)
+    power = largest / torch.frexp(largest).mantissa  # of two, and exact, which pow() need not be
+    unit = torch.where(largest > 0, power, 1.0) * 2.0**-bits
+    return (wide / unit).round_().mul_(unit)

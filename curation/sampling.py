@@ -49,6 +49,24 @@ def water_fill(sizes: np.ndarray, offsets: np.ndarray, targets: np.ndarray, *, s
     return result
 
 
+def apportion(shares: np.ndarray, sizes: np.ndarray, total: int) -> np.ndarray:
+    """Amounts (K,) int64 in proportion to `shares` (K,) int64, at most `sizes`, that add up to `total`.
+
+    By largest remainders, the first of equal ones. What does not fit passes on to the others. They add up to less only if
+    all that have a share are full.
+    """
+    amounts = np.zeros(len(shares), dtype=np.int64)
+    while True:
+        open_shares = np.where(amounts < sizes, shares, 0)
+        left = min(total, int(sizes[shares > 0].sum())) - int(amounts.sum())
+        if left == 0:
+            return amounts
+        whole = int(open_shares.sum())
+        more, remainder = np.divmod(left * open_shares, whole)
+        more[np.argsort(-remainder, kind="stable")[: left - int(more.sum())]] += 1
+        amounts = np.minimum(amounts + more, sizes)
+
+
 def sizes_of(level: Level, available: np.ndarray) -> np.ndarray:
     """(K,) int64: the rows of a finest level that are `available` (N,), in each cluster."""
     sizes = np.zeros(level.num_clusters, dtype=np.int64)

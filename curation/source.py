@@ -6,6 +6,8 @@ from typing import Protocol
 import numpy as np
 
 Block = tuple[int, np.ndarray]
+_HELD = 2**26
+"""Numbers of row data held at once."""
 
 
 class EmbeddingSource(Protocol):
@@ -76,6 +78,21 @@ class Subset:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self._source.take(self._rows[rows])
+
+
+def groups_of(source: EmbeddingSource, rows: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of each group, (n, D) float32; group g owns `rows[offsets[g]]` to `rows[offsets[g + 1]]` (G + 1,).
+
+    As many groups are read at once as fit in memory, at least one.
+    """
+    batch = offsets[1:] * source.dim // _HELD
+    for number in np.unique(batch):
+        low, high = np.searchsorted(batch, [number, number + 1])
+        mine = rows[offsets[low] : offsets[high]]
+        order = np.argsort(mine)  # files are read from front to back
+        found = np.empty((len(mine), source.dim), dtype=np.float32)
+        found[order] = source.take(mine[order])
+        yield from np.split(found, offsets[low + 1 : high] - offsets[low])
 
 
 def part(num: int, index: int, num_parts: int) -> range:

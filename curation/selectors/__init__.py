@@ -4,9 +4,19 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from curation import rng
-from curation.config import BalancedConfig, RandomConfig, Rs2Config, SelectConfig
+from curation.config import (
+    BalancedConfig,
+    PrototypicalityConfig,
+    RandomConfig,
+    RetrievalConfig,
+    Rs2Config,
+    SasConfig,
+    SelectConfig,
+    SensitivityConfig,
+    TypicalityConfig,
+)
 from curation.selection import Pool, Selection
-from curation.selectors import balanced, random, rs2
+from curation.selectors import balanced, prototypicality, random, retrieval, rs2, sas, sensitivity, typicality
 
 
 class Selector(Protocol):
@@ -17,8 +27,13 @@ class Selector(Protocol):
 
 SELECTORS: dict[type, Selector] = {
     BalancedConfig: balanced.select,
+    PrototypicalityConfig: prototypicality.select,
     RandomConfig: random.select,
+    RetrievalConfig: retrieval.select,
     Rs2Config: rs2.select,
+    SasConfig: sas.select,
+    SensitivityConfig: sensitivity.select,
+    TypicalityConfig: typicality.select,
 }
 
 

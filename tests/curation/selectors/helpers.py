@@ -1,10 +1,16 @@
 """Small hierarchies to select from."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from curation.hierarchy import ClusterHierarchy, Level, hierarchical_kmeans
+from curation.selection import Pool
+from curation.selectors import select
 from curation.source import ArraySource
 
 
@@ -18,3 +24,51 @@ def hierarchy(num: int, seed: int = 0) -> ClusterHierarchy:
     draws = np.random.default_rng(seed)
     rows = np.concatenate([draws.normal(place, 0.1, (count, 2)) for place, count in ((0, num - num // 5), (5, num // 5))])
     return clustered(rows.astype(np.float16), [max(3, num // 5), 2])
+
+
+KINDS = ("blobs", "copies", "equal", "lone")
+
+
+def one_cluster(rows: np.ndarray) -> ClusterHierarchy:
+    """All rows in one cluster, whose centroid is the origin."""
+    num, dim = rows.shape
+    level = Level(
+        centroids=np.zeros((1, dim), dtype=np.float32),
+        assignment=np.zeros(num, dtype=np.int32),
+        squared_distance=(rows.astype(np.float32) ** 2).sum(1),
+        sizes=np.array([num]),
+    )
+    return ClusterHierarchy((level,))
+
+
+@lru_cache(maxsize=256)
+def some_pool(kind: str, num: int, seed: int = 0) -> tuple[np.ndarray, ClusterHierarchy]:
+    """Rows (num, 3) and clusters of them: two blobs, few distinct rows, one row only, or as many clusters as rows."""
+    draws = np.random.default_rng(seed)
+    rows = {
+        "blobs": np.concatenate([draws.normal(0, 1, (num - num // 5, 3)), draws.normal(4, 1, (num // 5, 3))]),
+        "copies": draws.integers(1, 3, (num, 3)),
+        "equal": np.full((num, 3), 0.3),
+        "lone": draws.normal(0, 1, (num, 3)),
+    }[kind].astype(np.float32)
+    return rows, clustered(rows, [num if kind == "lone" else max(3, num // 8), 2])
+
+
+def check_promises(config: Any, kind: str, num: int, seed: int, **known: Any) -> None:
+    """All that every selector promises: exactly the budget, ascending, of available rows, however rows come in blocks."""
+    rows, tree = some_pool(kind, num, seed)
+    available = np.random.default_rng(seed + 1).random(num) < 0.7
+    for left in (None, available):
+        pools = [
+            Pool(hierarchy=tree, available=left, embeddings=ArraySource(rows, block_rows=size), **known) for size in (1000, 7)
+        ]
+        made, again = (select(config, pool, stream=seed) for pool in pools)
+        assert len(made.rows) == min(config.budget, pools[0].num_available)
+        assert (np.diff(made.rows) > 0).all()
+        assert np.isin(made.rows, np.arange(num) if left is None else np.flatnonzero(left)).all()
+        assert (made.repeats == 1).all()
+        assert np.array_equal(made.rows, again.rows)
+
+
+promises = given(st.sampled_from(KINDS), st.integers(3, 90), st.integers(0, 5), st.integers(1, 100))
+"""What `check_promises` is tried with: a kind of rows, how many, a seed and a budget."""

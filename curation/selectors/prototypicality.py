@@ -1,0 +1,23 @@
+"""The hard rows, which lie far from the prototype of their cluster, its centroid, or the easy ones, which lie near it.
+
+Sorscher et al., "Beyond Neural Scaling Laws: Beating Power Law Scaling via Data Pruning", NeurIPS 2022: the
+self-supervised metric.
+"""
+
+import numpy as np
+
+from curation.config import PrototypicalityConfig
+from curation.selection import Pool, Selection
+
+
+def select(config: PrototypicalityConfig, pool: Pool, budget: int, *, stream: int) -> Selection:  # noqa: ARG001  as all are called
+    """`budget` of the available rows, by the distance to their centroid over the whole pool; of equal ones the first."""
+    rank = np.array(pool.hierarchy.levels[0].squared_distance)
+    if config.keep == "hard":
+        np.negative(rank, out=rank)
+    if pool.available is not None:
+        rank[~pool.available] = np.inf
+    num = min(budget, pool.num_available)
+    last = np.partition(rank, num - 1)[num - 1] if num else -np.inf
+    nearer, level = np.flatnonzero(rank < last), np.flatnonzero(rank == last)
+    return Selection.of(np.concatenate([nearer, level[: num - len(nearer)]]), "prototypicality")

@@ -1,0 +1,136 @@
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation.config import RetrievalConfig
+from curation.errors import ConfigError, DataError
+from curation.selection import Pool, Selection
+from curation.selectors import retrieval, select
+from curation.source import ArraySource
+from tests.curation.selectors.helpers import check_promises, one_cluster, promises, some_pool
+
+
+def queries_of(num: int, seed: int = 0) -> ArraySource:
+    return ArraySource(np.random.default_rng(seed).normal(1, 2, (num, 3)).astype(np.float32))
+
+
+@settings(deadline=None, max_examples=30)
+@promises
+def test_promises(kind: str, num: int, seed: int, budget: int) -> None:
+    check_promises(RetrievalConfig(budget=budget), kind, num, seed, queries=queries_of(5, seed))
+
+
+def literal(rows: np.ndarray, queries: np.ndarray, available: np.ndarray, budget: int) -> list[int]:
+    """Rows by the smallest (rank, distance, row) over queries."""
+    best: dict[int, tuple[int, float, int]] = {}
+    for query in queries:
+        by_distance = sorted((float(((rows[row] - query) ** 2).sum()), int(row)) for row in np.flatnonzero(available))
+        for rank, (distance, row) in enumerate(by_distance):
+            best[row] = min(best.get(row, (rank, distance, row)), (rank, distance, row))
+    return sorted(row for _, _, row in sorted(best.values())[:budget])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 70), st.integers(1, 12), st.integers(1, 80), st.booleans(), st.integers(0, 1000))
+def test_every_query_gets_its_next_nearest_in_turn(num: int, asked: int, budget: int, whole: bool, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    # On a coarse grid about the origin there are many ties, and nothing rounds here either.
+    rows = draws.integers(-3, 4, (num, 3)).astype(np.float32)
+    queries = draws.integers(-3, 4, (asked, 3)).astype(np.float32)
+    available = np.ones(num, dtype=bool) if whole else draws.random(num) < 0.6
+    pool = Pool(
+        hierarchy=one_cluster(rows),
+        embeddings=ArraySource(rows, block_rows=20),
+        queries=ArraySource(queries),
+        available=None if whole else available,
+    )
+    made = select(RetrievalConfig(budget=budget), pool, stream=1)
+    assert made.rows.tolist() == literal(rows, queries, available, budget)
+
+
+@pytest.mark.parametrize(("held", "tile"), [(1, 1024), (2**25, 3), (500, 7)])
+def test_small_tiles_and_few_queries_at_once_change_nothing(held: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, tree = some_pool("blobs", 200)
+    pool = Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=queries_of(9))
+    whole = select(RetrievalConfig(budget=60), pool, stream=1).rows
+    monkeypatch.setattr(retrieval, "_HELD", held)
+    monkeypatch.setattr(retrieval, "_TILE", tile)
+    assert np.array_equal(select(RetrievalConfig(budget=60), pool, stream=1).rows, whole)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ties_are_not_left_to_rounding(dtype: type) -> None:
+    """Permutations of a row are equally far from a query of equal numbers, in whatever order their products are summed."""
+    rows = np.array(list(permutations([0.1, 0.7, 1.3, -0.4, 0.9]))).astype(dtype)
+    pool = Pool(hierarchy=one_cluster(rows), embeddings=ArraySource(rows), queries=ArraySource(np.full((1, 5), 0.3)))
+    assert select(RetrievalConfig(budget=50), pool, stream=1).rows.tolist() == list(range(50))
+
+
+def test_queries_that_agree_look_further() -> None:
+    rows, tree = some_pool("blobs", 200)
+    queries = np.repeat(rows[:1] + 0.1, 30, axis=0)
+    made = select(
+        RetrievalConfig(budget=50), Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=ArraySource(queries)), stream=1
+    )
+    nearest = np.argsort(((rows - queries[0]) ** 2).sum(1))[:50]
+    assert made.rows.tolist() == sorted(nearest.tolist())
+
+
+def test_far_from_the_origin_the_nearest_are_still_found() -> None:
+    """There, expanded distances in float32 would be rounding only."""
+    rows, tree = some_pool("blobs", 200)
+    far = rows + 5000
+    tree = replace(tree, levels=(replace(tree.levels[0], centroids=tree.levels[0].centroids + 5000),))
+    queries = ArraySource(far[:3])
+    made = select(RetrievalConfig(budget=3), Pool(hierarchy=tree, embeddings=ArraySource(far), queries=queries), stream=1)
+    assert made.rows.tolist() == [0, 1, 2]
+
+
+def of_clusters(budget: int, queries: np.ndarray, available: np.ndarray | None = None, stream: int = 1) -> Selection:
+    _, tree = some_pool("blobs", 200)
+    pool = Pool(hierarchy=tree, queries=ArraySource(queries), available=available)
+    return select(RetrievalConfig(budget=budget, expand="clusters"), pool, stream=stream)
+
+
+def test_clusters_give_in_proportion_to_their_votes() -> None:
+    level = some_pool("blobs", 200)[1].levels[0]
+    one, two = np.argsort(-level.sizes)[:2]
+    queries = level.centroids[[one, one, one, two]]
+    made = of_clusters(8, queries)
+    assert np.bincount(level.assignment[made.rows], minlength=level.num_clusters)[[one, two]].tolist() == [6, 2]
+    assert made.counts["clusters"] == 2
+    assert made.counts["unspent"] == 0
+    assert not np.array_equal(made.rows, of_clusters(8, queries, stream=2).rows)
+
+
+def test_what_does_not_fit_passes_on_and_then_stays_unspent() -> None:
+    level = some_pool("blobs", 200)[1].levels[0]
+    one, two = np.argsort(-level.sizes)[:2]
+    queries = level.centroids[[one] + 20 * [two]]
+    available = np.arange(200) % 3 > 0
+    sizes = np.bincount(level.assignment[available], minlength=level.num_clusters)
+    made = of_clusters(int(sizes[two]) + 3, queries, available)
+    assert np.bincount(level.assignment[made.rows], minlength=level.num_clusters)[[one, two]].tolist() == [3, sizes[two]]
+    assert available[made.rows].all()
+    made = of_clusters(150, queries, available)
+    assert made.rows.tolist() == np.flatnonzero(np.isin(level.assignment, [one, two]) & available).tolist()
+    assert made.counts["unspent"] == 150 - sizes[[one, two]].sum()
+
+
+def test_what_cannot_be_retrieved_from_is_refused() -> None:
+    rows, tree = some_pool("blobs", 200)
+    config = RetrievalConfig(budget=5)
+    with pytest.raises(ConfigError, match="--queries"):
+        select(config, Pool(hierarchy=tree, embeddings=ArraySource(rows)), stream=1)
+    with pytest.raises(ConfigError, match="--embeddings"):
+        select(config, Pool(hierarchy=tree, queries=queries_of(2)), stream=1)
+    for wrong in (np.zeros((0, 3)), np.zeros((2, 4))):
+        with pytest.raises(DataError, match="3 dimensions"):
+            select(config, Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=ArraySource(wrong)), stream=1)
+    nan = ArraySource(np.full((2, 3), np.nan))
+    with pytest.raises(DataError, match="NaN"):
+        select(config, Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=nan), stream=1)

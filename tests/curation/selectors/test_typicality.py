@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation import source
+from curation.config import TypicalityConfig
+from curation.errors import ConfigError
+from curation.selection import Pool
+from curation.selectors import select, typicality
+from curation.selectors.typicality import neighbour_distance
+from curation.source import ArraySource
+from tests.curation.selectors.helpers import check_promises, hierarchy, one_cluster, promises, some_pool
+
+
+@settings(deadline=None, max_examples=30)
+@promises
+def test_promises(kind: str, num: int, seed: int, budget: int) -> None:
+    check_promises(TypicalityConfig(budget=budget), kind, num, seed)
+
+
+def literal_distance(points: np.ndarray, num: int) -> list[float]:
+    """The inverse of the typicality of Hacohen et al., for the `num` nearest other rows."""
+    result = []
+    for row, here in enumerate(points):
+        distances = sorted(np.linalg.norm(here - other) for index, other in enumerate(points) if index != row)
+        result.append(float(np.mean(distances[:num])))
+    return result
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 40), st.integers(1, 6), st.booleans(), st.data())
+def test_the_distance_is_that_of_the_paper(num: int, dim: int, copies: bool, data: st.DataObject) -> None:
+    neighbours, seed = data.draw(st.integers(1, num - 1)), data.draw(st.integers(0, 1000))
+    draws = np.random.default_rng(seed)
+    points = draws.integers(0, 2, (num, dim)).astype(np.float64) if copies else draws.normal(0, 1, (num, dim))
+    found = neighbour_distance(torch.from_numpy(points), neighbours)
+    # Distances between equal rows are zero, not the root of what cancellation leaves.
+    assert found.numpy() == pytest.approx(np.array(literal_distance(points, neighbours)), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("neighbours", [3, 20])
+def test_every_cluster_gives_its_most_typical_rows_evenly(neighbours: int) -> None:
+    rows, tree = some_pool("blobs", 240)
+    available = np.arange(240) % 4 > 0
+    pool = Pool(hierarchy=tree, embeddings=ArraySource(rows), available=available)
+    made = select(TypicalityConfig(budget=70, neighbours=neighbours), pool, stream=1)
+    level = tree.levels[0]
+    amounts, sizes = np.zeros(level.num_clusters, int), np.zeros(level.num_clusters, int)
+    for cluster in range(level.num_clusters):
+        mine = np.flatnonzero((level.assignment == cluster) & available)
+        taken = np.isin(mine, made.rows)
+        sizes[cluster], amounts[cluster] = len(mine), taken.sum()
+        if taken.any() and not taken.all():
+            distance = np.array(literal_distance(rows[mine].astype(np.float64), min(neighbours, len(mine) - 1)))
+            assert distance[taken].max() < distance[~taken].min()
+    most = amounts.max()
+    assert (amounts[amounts < most - 1] == sizes[amounts < most - 1]).all()
+
+
+def test_of_equally_typical_rows_the_first_are_taken() -> None:
+    rows = np.zeros((9, 2), np.float32)
+    rows[[2, 5]] = 100
+    pool = Pool(hierarchy=one_cluster(rows), embeddings=ArraySource(rows))
+    assert select(TypicalityConfig(budget=4, neighbours=2), pool, stream=1).rows.tolist() == [0, 1, 3, 4]
+
+
+def test_small_tiles_and_reads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, tree = some_pool("blobs", 240)
+    pool = Pool(hierarchy=tree, embeddings=ArraySource(rows))
+    config = TypicalityConfig(budget=70, neighbours=5)
+    whole = select(config, pool, stream=1).rows
+    monkeypatch.setattr(typicality, "_TILE", 3)
+    monkeypatch.setattr(source, "_HELD", 50)
+    assert np.array_equal(select(config, pool, stream=1).rows, whole)
+
+
+def test_embeddings_are_needed() -> None:
+    with pytest.raises(ConfigError, match="--embeddings"):
+        select(TypicalityConfig(budget=5), Pool(hierarchy=hierarchy(50)), stream=1)
