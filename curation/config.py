@@ -94,9 +94,6 @@ class DedupConfig(Config):
 
 
 class _Selector(Config):
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What it looks at beside clusters: embeddings, queries, scores."""
-
     fraction: float | None = Field(default=None, gt=0, le=1)
     """Rows to select, as a share of the pool. Give this or `budget`."""
     budget: int | None = Field(default=None, ge=1)
@@ -114,8 +111,8 @@ class _Selector(Config):
     def _flat(self) -> "_Selector":
         if any(before.after for before in self.after):
             raise ValueError("selections in `after` cannot have an `after` of their own: list them all in one")
-        if any(before.strategy == "rs2" for before in self.after):
-            raise ValueError("rs2 in `after` would leave out nothing: it decides what an epoch shows, so it comes last")
+        if last := [before.strategy for before in self.after if before.strategy in ("rs2", "sensitivity")]:
+            raise ValueError(f"{last[0]} must come last: it says more than which rows are left, which would be lost in `after`")
         return self
 
     def rows(self, pool: int) -> int:
@@ -156,8 +153,6 @@ class PrototypicalityConfig(_Selector):
 class RetrievalConfig(_Selector):
     """Rows like the queries."""
 
-    needs = frozenset({"embeddings", "queries"})
-
     strategy: Literal["retrieval"] = "retrieval"
     expand: Literal["neighbours", "clusters"] = "neighbours"
     """The nearest rows of every query, or random rows of the clusters that queries fall into, for queries that are few."""
@@ -166,8 +161,6 @@ class RetrievalConfig(_Selector):
 class SasConfig(_Selector):
     """The rows most like the rest of their latent class."""
 
-    needs = frozenset({"embeddings"})
-
     strategy: Literal["sas"] = "sas"
     level: int | None = Field(default=None, ge=1)
     """Whose clusters are the latent classes, counted from 1, the finest; None: the coarsest."""
@@ -175,8 +168,6 @@ class SasConfig(_Selector):
 
 class SensitivityConfig(_Selector):
     """Rows with chances by how much they may weigh in a loss, and weights that make up for the chances."""
-
-    needs = frozenset({"scores"})
 
     strategy: Literal["sensitivity"] = "sensitivity"
     coefficient: float = Field(default=1, ge=0)
@@ -187,8 +178,6 @@ class SensitivityConfig(_Selector):
 
 class TypicalityConfig(_Selector):
     """The rows of every finest cluster that lie where it is densest."""
-
-    needs = frozenset({"embeddings"})
 
     strategy: Literal["typicality"] = "typicality"
     neighbours: int = Field(default=20, ge=1)

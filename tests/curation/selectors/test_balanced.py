@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from curation import rng, sampling
-from curation.config import BalancedConfig, RandomConfig, Rs2Config
+from curation.config import BalancedConfig, RandomConfig, Rs2Config, SensitivityConfig
 from curation.errors import ConfigError
 from curation.hierarchy import ClusterHierarchy
 from curation.selection import Pool, Selection
@@ -143,6 +144,12 @@ def test_a_selection_chooses_from_what_the_ones_before_it_left() -> None:
     assert np.isin(made.rows, left.rows).all()
     assert made.counts["after random"] == 120
     assert len(select(replace_budget(config, 200), Pool(hierarchy=tree), stream=1).rows) == 120
+
+
+def test_what_must_come_last_is_refused_before() -> None:
+    for before in (Rs2Config(budget=5), SensitivityConfig(budget=5)):
+        with pytest.raises(ValidationError, match="must come last"):
+            RandomConfig(budget=3, after=(before,))
 
 
 def replace_budget(config: BalancedConfig, budget: int) -> BalancedConfig:
