@@ -57,7 +57,7 @@ def test_bad_files_are_set_aside_with_their_reasons(tiny_run: FinishedRun) -> No
 def test_pyarrow_and_numpy_read_every_table(tiny_run: FinishedRun) -> None:
     place = tiny_run.directory / "round-1"
     pool = Manifest.read(tiny_run.directory / "samples").statistics["pool"]
-    tables = [pa.ipc.open_file(path).read_all() for path in sorted((place / "embed").glob("*.arrow"))]
+    tables = [pa.ipc.open_file(path).read_all() for path in sorted((place / "embed").glob("train-*.arrow"))]
     embeddings = pa.concat_tables(tables)
     assert embeddings["row_id"].to_pylist() == list(range(pool))
     assert embeddings.schema.field("embedding").type == pa.list_(pa.float16(), 16)
