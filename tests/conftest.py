@@ -1,11 +1,21 @@
-"""One finished run, shared by the tests that look at what a run leaves behind (they share an xdist group)."""
+"""What tests share: Ray, and one finished run for those that look at what a run leaves behind (an xdist group)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipeline.console import Console
+from pipeline.runtime import Runtime
 from tests.helpers import TINY, windrow, words, write_images
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Iterator[Runtime]:
+    """Ray for the stages that a test calls itself (these tests share an xdist group, so that there is one)."""
+    with Runtime(Console()) as runtime:
+        yield runtime
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,30 @@
-"""The ladder of deduplication on images: a run's own shards, embeddings and clusters."""
+"""The ladder of deduplication on images: shards, embeddings and clusters of our own."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curation.config import DedupConfig
+from curation.config import ClusterConfig, DedupConfig
 from pipeline import dedup
-from pipeline.stage import Work
-from tests.helpers import windrow
+from pipeline.cluster import Cluster
+from pipeline.config import EmbedConfig, ImagesConfig, ShardConfig
+from pipeline.dedup import Dedup
+from pipeline.embed import Embed
+from pipeline.runtime import Runtime
+from pipeline.shard import Shard
+from pipeline.stage import Work, run_stage
+from trainers.config import PixelsConfig
+
+pytestmark = pytest.mark.xdist_group("stages")
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, runtime: Runtime) -> Path:
     """Forty photographs of noise blobs; the first ten again as JPEGs half the size; the next five held out again, brighter."""
     root = tmp_path_factory.mktemp("images")
     draws = np.random.default_rng(0)
@@ -31,14 +40,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.point(lambda value: value + 12).save(root / "source" / "test" / f"{number:02d}.png")
     Image.new("RGB", (64, 64), "black").save(root / "source" / "train" / "black.png")
     Image.new("RGB", (64, 64), "white").save(root / "source" / "train" / "white.png")
-    for command in (
-        ["shard", "source", "samples", "samples_per_shard=20"],
-        ["embed", "samples", "embeddings", "encoder.dim=16"],
-        ["cluster", "embeddings", "clusters", "levels=[6]", "resampling_steps=0"],
-    ):
-        paths = [str(root / word) if "=" not in word else word for word in command[1:]]
-        done = windrow(command[0], *paths)
-        assert done.returncode == 0, done.stderr
+    shard, embed = ShardConfig(samples_per_shard=20), EmbedConfig(encoder=PixelsConfig(dim=16))
+    run_stage(Shard(shard, ImagesConfig(path=root / "source")), root / "samples", {}, runtime)
+    run_stage(Embed(embed, 0, has_encoder=False), root / "embeddings", {"samples": root / "samples"}, runtime)
+    cluster = ClusterConfig(levels=(6,), resampling_steps=0)
+    run_stage(Cluster(cluster, 0), root / "clusters", {"embeddings": root / "embeddings"}, runtime)
     return root
 
 
@@ -47,19 +53,17 @@ def names(root: Path) -> dict[int, str]:
     return {row["row_id"]: row["source"] for table in tables for row in table.to_pylist()}
 
 
-def run(root: Path, out: str, *settings: str) -> list[tuple[str, str, str]]:
+def run(root: Path, runtime: Runtime, out: str, **settings: Any) -> list[tuple[str, str, str]]:
     """Dropped file, the file it goes for, and the reason."""
-    done = windrow(
-        "dedup", f"{root}/embeddings", f"{root}/clusters", f"{root}/{out}", *settings, "--samples", f"{root}/samples"
-    )
-    assert done.returncode == 0, done.stderr
+    inputs = {name: root / name for name in ("embeddings", "clusters", "samples")}
+    run_stage(Dedup(DedupConfig(**settings)), root / out, inputs, runtime)
     found = pq.read_table(root / out / "duplicates.parquet").to_pylist()
     known = names(root)
     return [(known[row["row_id"]], known[row["kept_row_id"]], row["reason"]) for row in found]
 
 
-def test_hashes_find_the_same_picture_in_another_file(prepared: Path) -> None:
-    found = run(prepared, "hashes", "similarity=0.9999", "hash_bits=10", "keep=largest")
+def test_hashes_find_the_same_picture_in_another_file(prepared: Path, runtime: Runtime) -> None:
+    found = run(prepared, runtime, "hashes", similarity=0.9999, hash_bits=10, keep="largest")
     assert {(gone, kept) for gone, kept, why in found if why == "near-duplicate"} == {
         (f"train/{n:02d} small.jpg", f"train/{n:02d}.png") for n in range(10)
     }
@@ -68,8 +72,8 @@ def test_hashes_find_the_same_picture_in_another_file(prepared: Path) -> None:
     }
 
 
-def test_without_hashes_the_embeddings_tell(prepared: Path) -> None:
-    found = run(prepared, "embeddings-only", "similarity=0.98", "hash_bits=null", "protect=false")
+def test_without_hashes_the_embeddings_tell(prepared: Path, runtime: Runtime) -> None:
+    found = run(prepared, runtime, "embeddings-only", similarity=0.98, hash_bits=None, protect=False)
     assert {gone.split("/")[1][:2] for gone, _, _ in found} >= {f"{n:02d}" for n in range(10)}
     assert {why for _, _, why in found} == {"near-duplicate"}
     edges = pq.read_table(sorted((prepared / "embeddings-only").glob("edges-*.parquet"))[0])
@@ -77,11 +81,13 @@ def test_without_hashes_the_embeddings_tell(prepared: Path) -> None:
     assert json.loads((prepared / "embeddings-only" / "manifest.json").read_text())["statistics"]["held_out"] == 0
 
 
-def test_edges_are_looked_at_a_part_at_a_time(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(prepared, "loose", "similarity=0.9")
+def test_edges_are_looked_at_a_part_at_a_time(
+    prepared: Path, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(prepared, runtime, "loose", similarity=0.9)
     files = sorted((prepared / "loose").glob("edges-*.parquet"))
     inputs = {name: prepared / name for name in ("embeddings", "clusters", "samples")}
-    work = Work(tmp_path, inputs, runtime=None)  # type: ignore[arg-type]
+    work = Work(tmp_path, inputs, runtime)
     work.scratch.mkdir()
     joined = dedup._Joined.of(work, protect=True)
     whole, recall = dedup._decide(files, joined, work, DedupConfig())

@@ -1,6 +1,7 @@
 """Clustering, deduplication and selection of embeddings that windrow did not make."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from curation.config import BalancedConfig, ClusterConfig, DedupConfig
+from curation.errors import ConfigError, DataError, StaleArtifactError
+from pipeline.cluster import Cluster
+from pipeline.dedup import Dedup
+from pipeline.runtime import Runtime
+from pipeline.select import Select
+from pipeline.stage import run_stage
 from tests.helpers import windrow
+
+pytestmark = pytest.mark.xdist_group("stages")
 
 
 def planted(num: int = 600, copies: int = 60, dim: int = 16) -> np.ndarray:
@@ -20,77 +30,59 @@ def planted(num: int = 600, copies: int = 60, dim: int = 16) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory: pytest.TempPathFactory, runtime: Runtime) -> Path:
+    place = tmp_path_factory.mktemp("own")
+    np.save(place / "mine.npy", planted())
+    config = ClusterConfig(levels=(30, 5), resampling_steps=2)
+    run_stage(Cluster(config, 0), place / "clusters", {"embeddings": place / "mine.npy"}, runtime)
+    return place
+
+
+@dataclass(frozen=True)
+class Deduplicate:
+    """Calls the stage on what is clustered."""
+
+    place: Path
+    out: Path
+    runtime: Runtime
+
+    def __call__(self, name: str, inputs: dict[str, Path] | None = None, **settings: Any) -> Path:
+        given = {"embeddings": self.place / "mine.npy", "clusters": self.place / "clusters", **(inputs or {})}
+        run_stage(Dedup(DedupConfig(**settings)), self.out / name, given, self.runtime)
+        return self.out / name
+
+
 @pytest.fixture
-def clustered(tmp_path: Path) -> Path:
+def deduplicate(clustered: Path, tmp_path: Path, runtime: Runtime) -> Deduplicate:
+    return Deduplicate(clustered, tmp_path, runtime)
+
+
+def test_near_duplicates_are_found_and_left_out_of_the_selection(tmp_path: Path) -> None:
+    """By the verbs; what else they can do is tested without them."""
     np.save(tmp_path / "mine.npy", planted())
-    done = windrow("cluster", f"{tmp_path}/mine.npy", f"{tmp_path}/clusters", "levels=[30,5]", "resampling_steps=2")
-    assert done.returncode == 0, done.stderr
-    return tmp_path
-
-
-def test_near_duplicates_are_found_and_left_out_of_the_selection(clustered: Path) -> None:
-    place = str(clustered)
-    found = windrow("dedup", f"{place}/mine.npy", f"{place}/clusters", f"{place}/duplicates", "similarity=0.98")
-    assert found.returncode == 0, found.stderr
+    place = str(tmp_path)
+    verbs = (
+        ["cluster", "mine.npy", "clusters", "levels=[30,5]", "resampling_steps=2"],
+        ["dedup", "mine.npy", "clusters", "duplicates", "similarity=0.98"],
+        ["select", "clusters", "selection", "--duplicates", "duplicates", "--embeddings", "mine.npy", "fraction=0.9"],
+    )
+    for verb, *arguments in verbs:
+        done = windrow(verb, *(word if "=" in word or word.startswith("-") else f"{place}/{word}" for word in arguments))
+        assert done.returncode == 0, done.stderr
     rows = planted().astype(np.float64)
     similar = np.triu(rows @ rows.T >= 0.98, 1)
-    edges = pq.read_table(clustered / "duplicates" / "edges-000000.parquet").to_pydict()
+    edges = pq.read_table(tmp_path / "duplicates" / "edges-000000.parquet").to_pydict()
     pairs = {tuple(sorted(pair)) for pair in zip(edges["row_id"], edges["other_row_id"], strict=True)}
     assert pairs == set(zip(*(column.tolist() for column in np.nonzero(similar)), strict=True))
     assert pairs >= {(row, 540 + row) for row in range(60)}
-    dropped = pq.read_table(clustered / "duplicates" / "duplicates.parquet").to_pydict()
-    assert len(dropped["row_id"]) >= 60
-    assert {tuple(sorted(pair)) for pair in zip(dropped["row_id"], dropped["kept_row_id"], strict=True)} <= pairs
-    options = ["--duplicates", f"{place}/duplicates", "fraction=0.9"]
-    done = windrow("select", f"{place}/clusters", f"{place}/selection", *options)
-    assert done.returncode == 0, done.stderr
-    selected = pq.read_table(clustered / "selection" / "selection.parquet")["row_id"].to_pylist()
-    assert set(selected) == set(range(600)) - set(dropped["row_id"])  # fewer than the budget are left
-    assert not (clustered / "selection" / "training.parquet").exists()
-
-
-def test_coverage_is_measured_where_embeddings_are_given(clustered: Path) -> None:
-    options = ["--embeddings", f"{clustered}/mine.npy", "budget=12"]
-    done = windrow("select", f"{clustered}/clusters", f"{clustered}/out", *options)
-    assert done.returncode == 0, done.stderr
-    statistics = json.loads((clustered / "out" / "manifest.json").read_text())["statistics"]
-    rows = planted().astype(np.float64)
-    chosen = pq.read_table(clustered / "out" / "selection.parquet")["row_id"].to_numpy()
-    nearest = np.linalg.norm(rows[:, None] - rows[chosen], axis=2).min(axis=1)
-    assert statistics["distance_to_selected"] == pytest.approx({"mean": nearest.mean(), "p95": np.percentile(nearest, 95)})
-    fine = np.load(clustered / "clusters" / "level-1" / "assignment.npy")[chosen]
-    assert statistics["cluster_balance"]["level_1"]["covered"] == pytest.approx(len(np.unique(fine)) / 30)
-    assert statistics["cluster_balance"]["level_2"]["covered"] == 1
-
-
-def test_other_files_are_another_input(clustered: Path) -> None:
-    command = ["cluster", f"{clustered}/mine.npy", f"{clustered}/clusters", "levels=[30,5]", "resampling_steps=2"]
-    again = windrow(*command)
-    assert "finished already" in again.stderr
-    np.save(clustered / "mine.npy", planted()[:500])
-    changed = windrow(*command)
-    assert changed.returncode == 2
-    assert "its embeddings changed" in changed.stderr
-
-
-def test_deduplication_needs_directions(tmp_path: Path) -> None:
-    np.save(tmp_path / "mine.npy", planted())
-    windrow("cluster", f"{tmp_path}/mine.npy", f"{tmp_path}/clusters", "levels=[30]", "normalize=false")
-    refused = windrow("dedup", f"{tmp_path}/mine.npy", f"{tmp_path}/clusters", f"{tmp_path}/duplicates")
-    assert refused.returncode == 2
-    assert "normalize=true" in refused.stderr
-
-
-def test_members_and_repeats_are_settings(clustered: Path) -> None:
-    done = windrow("select", f"{clustered}/clusters", f"{clustered}/out", "budget=900", "members=closest", "max_repeats=2")
-    assert done.returncode == 0, done.stderr
-    table = pq.read_table(clustered / "out" / "selection.parquet")
-    assert sum(table["repeats"].to_pylist()) == 900
-    assert max(table["repeats"].to_pylist()) == 2
-    assert json.loads((clustered / "out" / "manifest.json").read_text())["statistics"]["exhausted"].keys() == {
-        "level_1",
-        "level_2",
-    }
+    gone = dropped(tmp_path / "duplicates")
+    assert len(gone) >= 60
+    assert {tuple(sorted((row, kept))) for row, (kept, _) in gone.items()} <= pairs
+    selected = pq.read_table(tmp_path / "selection" / "selection.parquet")["row_id"].to_pylist()
+    assert set(selected) == set(range(600)) - gone.keys()  # fewer than the budget are left
+    assert statistics(tmp_path / "selection")["distance_to_selected"]["mean"] >= 0
+    assert not (tmp_path / "selection" / "training.parquet").exists()
 
 
 def dropped(directory: Path) -> dict[int, tuple[int, str]]:
@@ -103,60 +95,82 @@ def statistics(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "manifest.json").read_text())["statistics"]
 
 
-def test_nothing_like_a_held_out_row_stays(clustered: Path) -> None:
+def test_other_files_are_another_input(tmp_path: Path, runtime: Runtime) -> None:
+    stage = Cluster(ClusterConfig(levels=(30, 5), resampling_steps=0), 0)
+    inputs = {"embeddings": tmp_path / "mine.npy"}
+    np.save(tmp_path / "mine.npy", planted())
+    first = run_stage(stage, tmp_path / "clusters", inputs, runtime)
+    assert run_stage(stage, tmp_path / "clusters", inputs, runtime) == first
+    np.save(tmp_path / "mine.npy", planted()[:500])
+    with pytest.raises(StaleArtifactError, match="its embeddings changed"):
+        run_stage(stage, tmp_path / "clusters", inputs, runtime)
+
+
+def test_deduplication_needs_directions(deduplicate: Deduplicate, tmp_path: Path) -> None:
+    config = ClusterConfig(levels=(30,), normalize=False, resampling_steps=0)
+    run_stage(Cluster(config, 0), tmp_path / "clusters", {"embeddings": deduplicate.place / "mine.npy"}, deduplicate.runtime)
+    with pytest.raises(ConfigError, match="normalize=true"):
+        deduplicate("refused", {"clusters": tmp_path / "clusters"})
+
+
+def test_members_and_repeats_are_settings(clustered: Path, tmp_path: Path, runtime: Runtime) -> None:
+    config = BalancedConfig(budget=900, members="closest", max_repeats=2)
+    run_stage(Select(config, 0), tmp_path / "out", {"clusters": clustered / "clusters"}, runtime)
+    table = pq.read_table(tmp_path / "out" / "selection.parquet")
+    assert sum(table["repeats"].to_pylist()) == 900
+    assert max(table["repeats"].to_pylist()) == 2
+    assert statistics(tmp_path / "out")["exhausted"].keys() == {"level_1", "level_2"}
+
+
+def test_nothing_like_a_held_out_row_stays(deduplicate: Deduplicate, tmp_path: Path) -> None:
     """Rows 0 to 59 have near-duplicates; rows 100 to 109 do not, but the held-out rows are like them, and like row 0."""
     rows = planted()
     held_out = np.concatenate([rows[100:110] + 0.01, rows[:1], np.repeat(rows[200:201] * 3, 30, axis=0)])
-    np.save(clustered / "held-out.npy", held_out)
-    place = str(clustered)
-    command = ["dedup", f"{place}/mine.npy", f"{place}/clusters", f"{place}/out", "similarity=0.98"]
-    done = windrow(*command, "--held-out", f"{place}/held-out.npy")
-    assert done.returncode == 0, done.stderr
+    np.save(tmp_path / "held-out.npy", held_out)
+    out = deduplicate("out", {"held_out": tmp_path / "held-out.npy"}, similarity=0.98)
     unit = held_out / np.linalg.norm(held_out, axis=1, keepdims=True)
     near = rows.astype(np.float64) @ unit.T.astype(np.float64) >= 0.98
-    gone = dropped(clustered / "out")
+    gone = dropped(out)
     assert {row for row, (_, why) in gone.items() if why == "near held-out"} == set(np.flatnonzero(near.any(1)).tolist())
     assert {0, 540, 200, *range(100, 110)} <= gone.keys()
     assert all(near[row, kept] for row, (kept, why) in gone.items() if why == "near held-out")
     left = np.setdiff1d(np.arange(600), list(gone))
     assert not np.triu(rows[left].astype(np.float64) @ rows[left].T >= 0.98, 1).any()
-    assert statistics(clustered / "out")["recall"] == 1.0
-    assert statistics(clustered / "out")["held_out"] == 41
+    assert statistics(out)["recall"] == 1.0
+    assert statistics(out)["held_out"] == 41
 
 
-def test_a_stricter_setting_needs_the_earlier_pairs_only(clustered: Path) -> None:
-    place = str(clustered)
-    command = ["dedup", f"{place}/mine.npy", f"{place}/clusters"]
-    assert windrow(*command, f"{place}/loose", "similarity=0.9").returncode == 0
-    assert windrow(*command, f"{place}/strict", "similarity=0.97", "rule=greedy").returncode == 0
-    again = windrow(*command, f"{place}/again", "similarity=0.97", "rule=greedy", "--edges", f"{place}/loose")
-    assert again.returncode == 0, again.stderr
-    assert dropped(clustered / "again") == dropped(clustered / "strict")
-    assert len(dropped(clustered / "strict")) < statistics(clustered / "loose")["dropped"]
-    refused = windrow(*command, f"{place}/no", "similarity=0.8", "--edges", f"{place}/loose")
-    assert refused.returncode == 2
-    assert "similarity=0.9" in refused.stderr
+def test_visits_left_out_show_in_the_recall(deduplicate: Deduplicate) -> None:
+    found = statistics(deduplicate("out", similarity=0.7, max_visits=0))
+    assert found["missed_visits"] > 0
+    assert found["recall"] < 1
 
 
-def test_which_of_two_stays_may_be_a_matter_of_scores(clustered: Path) -> None:
-    place = str(clustered)
-    np.save(clustered / "scores.npy", np.arange(600))
-    command = ["dedup", f"{place}/mine.npy", f"{place}/clusters", f"{place}/out", "similarity=0.995", "keep=scores"]
-    assert windrow(*command, "--scores", f"{place}/scores.npy").returncode == 0
-    gone = dropped(clustered / "out")
+def test_a_stricter_setting_needs_the_earlier_pairs_only(deduplicate: Deduplicate) -> None:
+    loose = deduplicate("loose", similarity=0.9)
+    strict = deduplicate("strict", similarity=0.97, rule="greedy")
+    assert dropped(deduplicate("again", {"edges": loose}, similarity=0.97, rule="greedy")) == dropped(strict)
+    assert len(dropped(strict)) < len(dropped(loose))
+    with pytest.raises(ConfigError, match=r"similarity=0\.9"):
+        deduplicate("looser", {"edges": loose}, similarity=0.8)
+    with pytest.raises(ConfigError, match="was made from other"):
+        deduplicate("other", {"edges": loose, "held_out": deduplicate.place / "mine.npy"}, similarity=0.97)
+
+
+def test_which_of_two_stays_may_be_a_matter_of_scores(deduplicate: Deduplicate, tmp_path: Path) -> None:
+    np.save(tmp_path / "scores.npy", np.arange(600))
+    gone = dropped(deduplicate("out", {"scores": tmp_path / "scores.npy"}, similarity=0.995, keep="scores"))
     assert set(range(60)) <= gone.keys()
     assert all(kept > row for row, (kept, _) in gone.items())
-    np.save(clustered / "scores.npy", np.arange(599))
-    refused = windrow(*command[:3], f"{place}/no", "keep=scores", "--scores", f"{place}/scores.npy")
-    assert refused.returncode == 2
-    assert "600" in refused.stderr
+    np.save(tmp_path / "few.npy", np.arange(599))
+    with pytest.raises(DataError, match="must hold 600"):
+        deduplicate("refused", {"scores": tmp_path / "few.npy"}, similarity=0.995, keep="scores")
+    with pytest.raises(ConfigError, match="--scores"):
+        deduplicate("without", similarity=0.995, keep="scores")
 
 
-def test_a_selection_from_nothing_is_refused(clustered: Path) -> None:
-    place = str(clustered)
-    command = ["dedup", f"{place}/mine.npy", f"{place}/clusters", f"{place}/out", "similarity=0.000001", "--held-out"]
-    np.save(clustered / "held-out.npy", planted())
-    assert windrow(*command, f"{place}/held-out.npy").returncode == 0
-    refused = windrow("select", f"{place}/clusters", f"{place}/selection", "budget=10", "--duplicates", f"{place}/out")
-    assert refused.returncode == 2
-    assert "similarity" in refused.stderr
+def test_a_selection_from_nothing_is_refused(deduplicate: Deduplicate, tmp_path: Path) -> None:
+    out = deduplicate("out", {"held_out": deduplicate.place / "mine.npy"}, similarity=0.9)
+    inputs = {"clusters": deduplicate.place / "clusters", "duplicates": out}
+    with pytest.raises(DataError, match="similarity"):
+        run_stage(Select(BalancedConfig(budget=10), 0), tmp_path / "selection", inputs, deduplicate.runtime)
