@@ -61,8 +61,8 @@ class HalfProducts:
             best,
             second,
             len(rows),
-            self._num,
-            self._weight.shape[1],
+            TILES=len(base) // _COLUMNS,
+            DIM=self._weight.shape[1],
             ROWS=_ROWS,
             COLUMNS=_COLUMNS,
             DEPTH=_DEPTH,
@@ -92,7 +92,8 @@ class HalfProducts:
                 room,
                 len(rows),
                 self._num,
-                self._weight.shape[1],
+                TILES=len(base) // _COLUMNS,
+                DIM=self._weight.shape[1],
                 ROWS=_ROWS,
                 COLUMNS=_COLUMNS,
                 DEPTH=_DEPTH,
@@ -120,11 +121,11 @@ class HalfProducts:
 
 
 @triton.jit
-def _words(x, c, base, lift, first, k, depth, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
+def _words(x, c, base, lift, first, k, DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
     """The scores of a tile as words (ROWS, COLUMNS): all but the low bits are the score, those the column."""
     column = tl.arange(0, COLUMNS)
     score = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for d in range(0, depth, DEPTH):
+    for d in range(0, DIM, DEPTH):
         score = tl.dot(x.load([first, d]), c.load([k, d]).T, score)
     score = tl.maximum(score + (tl.load(base + k + column)[None, :] + lift[:, None]), 0.0)
     return (score.to(tl.int32, bitcast=True) & -COLUMNS) | column[None, :]
@@ -140,8 +141,8 @@ def _nearest(
     best_out,
     second_out,
     num_rows,
-    num_centroids,
-    depth,
+    TILES: tl.constexpr,
+    DIM: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -153,8 +154,8 @@ def _nearest(
     best = tl.full((ROWS,), 2147483647, dtype=tl.int32)
     second = tl.full((ROWS,), 2147483647, dtype=tl.int32)
     label = tl.zeros((ROWS,), dtype=tl.int32)
-    for k in range(0, num_centroids, COLUMNS):
-        word = _words(x, c, base, mine, first, k, depth, ROWS, COLUMNS, DEPTH)
+    for k in range(0, TILES * COLUMNS, COLUMNS):
+        word = _words(x, c, base, mine, first, k, DIM, ROWS, COLUMNS, DEPTH)
         lowest = tl.min(word, axis=1)
         next_lowest = tl.min(tl.where(word == lowest[:, None], 2147483647, word), axis=1)
         second = tl.minimum(tl.minimum(second, next_lowest), tl.maximum(best, lowest))
@@ -177,7 +178,8 @@ def _candidates(
     room,
     num_rows,
     num_centroids,
-    depth,
+    TILES: tl.constexpr,
+    DIM: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -188,8 +190,8 @@ def _candidates(
     mine = tl.load(lift + row, mask=real, other=0.0)
     most = tl.load(limit + row, mask=real, other=-1.0)
     column = tl.arange(0, COLUMNS)
-    for k in range(0, num_centroids, COLUMNS):
-        word = _words(x, c, base, mine, first, k, depth, ROWS, COLUMNS, DEPTH)
+    for k in range(0, TILES * COLUMNS, COLUMNS):
+        word = _words(x, c, base, mine, first, k, DIM, ROWS, COLUMNS, DEPTH)
         near = ((word & -COLUMNS).to(tl.float32, bitcast=True) <= most[:, None]) & (k + column < num_centroids)[None, :]
         place = tl.atomic_add(found + tl.zeros((ROWS, COLUMNS), dtype=tl.int32), 1, mask=near)
         fits = near & (place < room)
