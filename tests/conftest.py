@@ -13,8 +13,8 @@ from tests.helpers import TINY, windrow, words, write_images
 
 @pytest.fixture(scope="session")
 def runtime() -> Iterator[Runtime]:
-    """Ray for the stages that a test calls itself (these tests share an xdist group, so that there is one)."""
-    with Runtime(Console()) as runtime:
+    """Ray for the stages that a test calls itself: one for each process of pytest, as a process can have no second."""
+    with Runtime(Console(quiet=True)) as runtime:
         yield runtime
 
 

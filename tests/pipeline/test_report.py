@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,12 @@ from PIL import Image
 from pipeline import pictures, report
 from pipeline.artifacts import Manifest
 from pipeline.config import RunConfig
-from pipeline.console import Console
 from pipeline.rounds import steps
 from pipeline.runtime import Runtime
 from pipeline.stage import run_step
 
-pytestmark = pytest.mark.xdist_group("report")  # one Ray and one pair of runs for all of them
+pytestmark = pytest.mark.xdist_group("report")  # one pair of runs for all of them
 STAGES = ("samples", "round-0/embed", "round-0/cluster", "round-0/select")
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Iterator[Runtime]:
-    with Runtime(Console(quiet=True)) as connected:
-        yield connected
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 
 from curation.errors import DataError
 from pipeline.artifacts import Manifest
-from pipeline.console import Console
 from pipeline.runtime import Runtime
 from tests.helpers import WINDROW, windrow, write_images
 
@@ -80,9 +79,8 @@ def _die_once(marker: Path) -> None:
     marker.with_suffix(".done").touch()
 
 
-def test_one_failing_rank_ends_all_with_its_own_words_and_a_lost_worker_is_replaced(tmp_path: Path) -> None:
-    with Runtime(Console(quiet=True)) as runtime:
-        with pytest.raises(DataError, match="rank one has had enough"):
-            list(runtime.ranks(_fail_on_rank_one, 2, gpu=False))
-        runtime.map(_die_once, [(tmp_path / "x",)], weights=[1], done=0, label="test", unit="calls", gpu=False)
+def test_one_failing_rank_ends_all_with_its_own_words_and_a_lost_worker_is_replaced(tmp_path: Path, runtime: Runtime) -> None:
+    with pytest.raises(DataError, match="rank one has had enough"):
+        list(runtime.ranks(_fail_on_rank_one, 2, gpu=False))
+    runtime.map(_die_once, [(tmp_path / "x",)], weights=[1], done=0, label="test", unit="calls", gpu=False)
     assert (tmp_path / "x.done").exists()
