@@ -9,7 +9,7 @@ its cluster can be taken out of one sum and added to another without a trace: on
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +22,12 @@ from curation.errors import DataError
 from curation.exact import Grid
 from curation.journal import Journal
 from curation.seeding import mesoclusters, plus_plus
-from curation.source import ArraySource, EmbeddingSource
+from curation.source import ArraySource, EmbeddingSource, tensor
 from curation.threads import one_thread
 
 _SAMPLE_PER_CLUSTER, _SAMPLE_ROWS = 20, 20_000
 _SAMPLE_BYTES = 2**31
-_REFINE_ITERATIONS = 5
+_REFINE_MOVES = 2
 _MANY = 4096
 _BLOCK = 16384
 _UPLOAD = 2**17
@@ -108,7 +108,6 @@ def kmeans_steps(
     bounded = max(_SAMPLE_BYTES // (4 * source.dim), 4 * num_clusters)
     sample, sample_weights = rows.sample(min(wished, bounded), rng.key(stream, "sample"))
     space = _Space.of(sample, sample_weights, rows.total)
-    options: dict[str, Any] = {"spherical": spherical, "tolerance": tolerance}
 
     if state := journal.load("iterations"):
         centroids, inertia = state["centroids"], state["inertia"].tolist()
@@ -117,8 +116,9 @@ def kmeans_steps(
         if initial is not None:
             centroids = initial.astype(np.float32)
         else:
-            centroids = yield from _seed(sample, sample_weights, num_clusters, space, rows, stream, journal, options)
-    return (yield from _lloyd(rows, centroids, space, stream, journal, inertia, max_iterations, **options))
+            centroids = yield from _seed(sample, sample_weights, num_clusters, space, rows, stream, journal, spherical)
+    steps = _lloyd(rows, centroids, space, stream, journal, inertia, max_iterations, spherical=spherical, tolerance=tolerance)
+    return (yield from steps)
 
 
 def _seed(
@@ -129,7 +129,7 @@ def _seed(
     rows: "_Rows",
     stream: int,
     journal: Journal,
-    options: dict[str, Any],
+    spherical: bool,
 ) -> Generator[Progress, None, np.ndarray]:
     """Centroids (K, D): seeds in the sample, moved by a few iterations over it unless it is everything there is.
 
@@ -144,8 +144,11 @@ def _seed(
         centroids = sample[plus_plus(points, num_clusters, stream=key, weights=mass, journal=journal)]
     if num_clusters <= _MANY and len(sample) < rows.total:
         alone = _Rows.of(ArraySource(sample), weights, Alone(), rows.engine, rows.device)
-        steps = _lloyd(alone, centroids, space, stream, journal.inner("sample"), [], _REFINE_ITERATIONS, **options)
-        centroids = (yield from steps).centroids
+        sums = _Sums(alone, len(centroids), space)
+        for number in range(_REFINE_MOVES):
+            found = _pass(alone, centroids, space, sums, squares=False)
+            yield Progress(number + 1, found.inertia, alone.total)
+            centroids, _ = _moved(found, centroids, alone, rng.key(stream, "repair", "sample", number), spherical)
     # Every worker has computed the same; where their processors differ in rounding, the first one's counts.
     first = centroids if rows.workers.rank == 0 else centroids[:0]
     return rows.workers.gather(first)[0]
@@ -172,16 +175,21 @@ def _lloyd(
         yield Progress(len(inertia), found.inertia, rows.total)
         if last:
             return Fit(rows, space, centroids, found, inertia)
-        repaired = _repair(found, centroids, rows, rng.key(stream, "repair", len(inertia)))
-        occupied = found.counts > 0
-        means = found.sums / np.where(occupied, found.mass, 1)[:, None]
-        if spherical:
-            means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-        moved = np.where(occupied[:, None], means, centroids).astype(np.float32)
+        moved, repaired = _moved(found, centroids, rows, rng.key(stream, "repair", len(inertia)), spherical)
         if not repaired and found.inertia - _inertia(found, moved, space) <= tolerance * found.inertia:
             return Fit(rows, space, centroids, found, inertia)
         centroids = moved
         journal.save("iterations", centroids=centroids, inertia=np.array(inertia))
+
+
+def _moved(found: "_Pass", centroids: np.ndarray, rows: "_Rows", stream: int, spherical: bool) -> tuple[np.ndarray, int]:
+    """Each of the centroids (K, D) at the mean of its rows, and how many had none and got one."""
+    repaired = _repair(found, centroids, rows, stream)
+    occupied = found.counts > 0
+    means = found.sums / np.where(occupied, found.mass, 1)[:, None]
+    if spherical:
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return np.where(occupied[:, None], means, centroids).astype(np.float32), repaired
 
 
 class Fit:
@@ -235,7 +243,7 @@ def _held(source: EmbeddingSource, device: torch.device) -> Tensor | None:
     """All rows on the device, if they fill no more of it than there is room for."""
     room, held = _room(device), None
     for first, block in source.blocks() if room else ():
-        rows = torch.from_numpy(np.array(block))
+        rows = tensor(block)
         if held is None:
             if source.num_rows * source.dim * rows.element_size() > room:
                 return None
@@ -282,15 +290,15 @@ class _Rows:
             return rows, None
         return rows, np.concatenate(self.workers.gather(self.weights[mine].astype(np.float32)))
 
-    def blocks(self, size: int) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Where a block of at most `size` rows lies, its rows (B, D) in the type they have, and their weights (B,)."""
+    def blocks(self, size: int) -> Iterator["_Block"]:
+        """All rows, at most `size` at once."""
         pieces = [(0, self.held)] if self.held is not None else self._read(size)
         for first, block in pieces:
             for start in range(0, len(block), size):
                 some = block[start : start + size].to(self.device)
                 place = slice(first + start, first + start + len(some))
                 weight = None if self.weights is None else torch.from_numpy(self.weights[place]).float().to(self.device)
-                yield place, some, weight
+                yield _Block(place, some, weight)
 
     def _read(self, size: int) -> Iterator[tuple[int, Tensor]]:
         """The source's blocks, on a GPU so many at a time that they keep it busy."""
@@ -298,7 +306,7 @@ class _Rows:
         start = end = 0
         for first, block in self.source.blocks():
             if self.device.type == "cpu":
-                yield first, torch.from_numpy(np.array(block))
+                yield first, tensor(block)
                 continue
             waiting.append(block)
             end = first + len(block)
@@ -322,6 +330,17 @@ class _Rows:
         return float(self.workers.sum(space.squares(mine).sum()[None].cpu().numpy())[0])
 
 
+class _Block(NamedTuple):
+    """Some of a worker's rows."""
+
+    place: slice
+    """Where they lie among the worker's."""
+    rows: Tensor
+    """(B, D), in the type they have."""
+    weights: Tensor | None
+    """(B,) float32."""
+
+
 class _Sums:
     """What this worker's rows add up to, by the labels of the last pass."""
 
@@ -335,11 +354,11 @@ class _Sums:
         self._space = space
         self._first = True
 
-    def update(self, place: slice, rows: Tensor, weight: Tensor | None, label: Tensor) -> None:
-        """Rows (B, D) at `place` now have `label` (B,)."""
-        before = self.label[place]
+    def update(self, block: "_Block", label: Tensor) -> None:
+        """The rows of a block now have `label` (B,)."""
+        weight, before = block.weights, self.label[block.place]
         moved = (label != before).nonzero()[:, 0]
-        values = rows[moved].float()
+        values = block.rows[moved].float()
         terms = self._space.rows(values if weight is None else values * weight[moved, None])
         self.of_rows.index_add_(0, label[moved], terms)
         if self._first:
@@ -348,7 +367,7 @@ class _Sums:
             self.of_squares += self._space.squares(squares if weight is None else squares * weight).sum()
         else:
             self.of_rows.index_add_(0, before[moved], terms, alpha=-1)
-        self.label[place] = label
+        self.label[block.place] = label
 
     def finish(self) -> None:
         """All rows have a label."""
@@ -380,14 +399,14 @@ def _pass(rows: _Rows, centroids: np.ndarray, space: _Space, sums: _Sums, *, squ
     nearest = NearestCentroid(every, space.origin.to(rows.device), engine=rows.engine)
     squared = torch.empty(rows.source.num_rows, device=rows.device) if squares else None
     mass = torch.zeros(len(centroids), dtype=torch.float64, device=rows.device)
-    for place, some, weight in rows.blocks(nearest.block_rows):
-        label, sums.margin[place] = nearest(some)
+    for block in rows.blocks(nearest.block_rows):
+        label, sums.margin[block.place] = nearest(block.rows)
         with one_thread():
-            sums.update(place, some, weight, label)
+            sums.update(block, label)
         if squared is not None:
-            squared[place] = squared_distance(some, every, label)
-        if weight is not None:
-            mass.index_add_(0, label, space.weights(weight))
+            squared[block.place] = squared_distance(block.rows, every, label)
+        if block.weights is not None:
+            mass.index_add_(0, label, space.weights(block.weights))
     sums.finish()
     counts = rows.workers.sum(torch.bincount(sums.label, minlength=len(centroids)).cpu().numpy())
     found = _Pass(

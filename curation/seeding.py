@@ -25,31 +25,41 @@ def plus_plus(
     """Greedy k-means++: indices (K,) into `points` (M, D) float32, fewer than `num_seeds` if fewer points are distinct.
 
     Each seed is the best of 2 + ln K points drawn with probability proportional to weight times squared distance to the
-    nearest seed so far (Arthur and Vassilvitskii, "k-means++", SODA 2007, with the greedy choice they describe).
+    nearest seed so far (Arthur and Vassilvitskii, "k-means++", SODA 2007, with the greedy choice they describe). The first
+    quarter of the seeds is sought among a quarter of the points and the second among half of them: few seeds need few points.
+    """
+    journal = journal or Journal()
+    saved = journal.load("seeding")
+    chosen, last_step = (saved["chosen"], int(saved["step"])) if saved else (np.empty(0, np.int64), None)
+    trials = 2 + int(math.log(max(1, min(num_seeds, len(points)))))
+    for step in (4, 2, 1):
+        if last_step is None or step < last_step:
+            some = slice(None, None, step)
+            thinned = points[some], None if weights is None else weights[some]
+            wanted = min(num_seeds // step, len(thinned[0]))
+            chosen = step * _extend((chosen // step).tolist(), *thinned, wanted, trials, rng.key(stream, step))
+            journal.save("seeding", chosen=chosen, step=np.array(step))
+    return chosen
+
+
+def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds: int, trials: int, stream: int) -> np.ndarray:
+    """Seeds `chosen` and more, each the best of `trials`: indices (`num_seeds`,), fewer if there are no more.
 
     Points are proposed many at a time, by the distances at that time, so that their distances are one matrix product. A
     proposal is then accepted with the ratio of its distance now to its distance then, which makes it a draw by the
     distances now. The product is taken in bfloat16 while distances are large beside its rounding.
     """
-    journal = journal or Journal()
-    num_seeds = min(num_seeds, len(points))
+    if len(chosen) >= num_seeds:
+        return np.array(chosen, dtype=np.int64)
     norms = (points * points).sum(1)
-    trials = 2 + int(math.log(num_seeds))
-    mass = norms * weights if weights is not None else norms
-    # Throughout, |x|² is left out of squared distances: it changes no comparison, and what is left is one product,
-    # [x, 1, 1] · [-2 c, high |c|², low |c|²].
-    if saved := journal.load("seeding"):
-        chosen = saved["chosen"].tolist()
-        nearest = torch.from_numpy(saved["nearest"]).to(points.device)
-        round_number, coarse = int(saved["round_number"]), bool(saved["coarse"])
-    else:
+    if not chosen:
         every = torch.ones_like(norms) if weights is None else weights
-        chosen = [int(_draw(every, 1, rng.generator(rng.key(stream, "first")))[0])]
-        nearest = _nearest_seed(points, norms, chosen)
-        round_number, coarse = 0, True
-    ones = torch.ones(len(points), 2, device=points.device)
-    coarse = coarse and coarse_dtype(points.device) != torch.float32
-    extended = torch.cat([points, ones], 1).to(coarse_dtype(points.device) if coarse else torch.float32).T.contiguous()
+        chosen = _draw(every, 1, rng.generator(rng.key(stream, "first"))).tolist()
+    mass = norms if weights is None else norms * weights
+    coarse = coarse_dtype(points.device) != torch.float32
+    seeds = _Seeds(points, norms, coarse_dtype(points.device))
+    nearest = seeds.nearest(chosen)
+    round_number = 0
     while len(chosen) < num_seeds:
         draws = rng.generator(rng.key(stream, round_number))
         round_number += 1
@@ -60,15 +70,14 @@ def plus_plus(
         potential = float(squared.double().sum())
         if coarse and potential < float(mass.double().sum()) / 32:
             coarse = False
-            extended = torch.cat([points, ones], 1).T.contiguous()
-            for start in range(0, len(chosen), 1024):
-                nearest = torch.minimum(nearest, _nearest_seed(points, norms, chosen[start : start + 1024]))
+            seeds = _Seeds(points, norms, torch.float32)
+            nearest = seeds.nearest(chosen)
             continue
         if potential <= 0:
             break
         num = max(trials, min(_PROPOSALS, trials * len(chosen), _PRODUCT // len(points)))
         proposed = _draw(squared, num, draws)
-        distances = _extended(points[proposed], norms[proposed], extended.dtype) @ extended
+        distances = seeds.distances(proposed)
         accepts = draws.random(num) * (nearest + norms)[proposed].cpu().numpy()
         next_proposal, before = 0, len(chosen)
         with one_thread():
@@ -88,14 +97,35 @@ def plus_plus(
                 nearest[chosen[-1]] = -norms[chosen[-1]]
         if len(chosen) == before:
             break  # what is left is too small to draw from
-        journal.save(
-            "seeding",
-            chosen=np.array(chosen),
-            nearest=nearest.cpu().numpy(),
-            round_number=np.array(round_number),
-            coarse=np.array(coarse),
-        )
-    return np.array(chosen)
+    return np.array(chosen, dtype=np.int64)
+
+
+class _Seeds:
+    """Squared distances of points (M, D) to some of them, without the |x|² of the points.
+
+    It changes no comparison, and what is left is one product, [x, 1, 1] · [-2 c, high |c|², low |c|²].
+    """
+
+    def __init__(self, points: Tensor, norms: Tensor, dtype: torch.dtype) -> None:
+        self._points, self._norms = points, norms
+        ones = torch.ones(len(points), 2, device=points.device)
+        self._extended = torch.cat([points, ones], 1).to(dtype).T.contiguous()
+
+    def distances(self, some: Tensor) -> Tensor:
+        """(P, M): of all points to `some` (P,) of them."""
+        norms = self._norms[some]
+        high = norms.to(self._extended.dtype)
+        low = (norms - high.float()).to(self._extended.dtype)
+        return torch.cat([(-2 * self._points[some]).to(self._extended.dtype), high[:, None], low[:, None]], 1) @ self._extended
+
+    def nearest(self, chosen: list[int]) -> Tensor:
+        """(M,) float32: of each point to the nearest of those chosen."""
+        found = torch.full_like(self._norms, torch.inf)
+        at_once = max(1, _PRODUCT // len(self._norms))
+        for some in torch.tensor(chosen, dtype=torch.int64, device=self._norms.device).split(at_once):
+            found = torch.minimum(found, self.distances(some).amin(0))
+        found[chosen] = -self._norms[chosen]
+        return found
 
 
 def mesoclusters(points: Tensor, num_seeds: int, *, stream: int) -> Tensor:
@@ -148,14 +178,3 @@ def _draw(mass: Tensor, num: int, draws: np.random.Generator) -> Tensor:
     cumulative = torch.cumsum(mass.double(), 0)
     picks = torch.searchsorted(cumulative, torch.from_numpy(draws.random(num)).to(mass.device) * cumulative[-1], right=True)
     return picks.clamp_(max=len(mass) - 1)
-
-
-def _nearest_seed(points: Tensor, norms: Tensor, seeds: list[int]) -> Tensor:
-    """The squared distance (M,) of each point to the nearest of `seeds`, without |x|²."""
-    return torch.addmm(norms[seeds], points, points[seeds].T, alpha=-2).amin(1)
-
-
-def _extended(seeds: Tensor, norms: Tensor, dtype: torch.dtype) -> Tensor:
-    high = norms.to(dtype)
-    low = (norms - high.float()).to(dtype)
-    return torch.cat([(-2 * seeds).to(dtype), high[:, None], low[:, None]], 1)

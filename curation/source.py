@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Block = tuple[int, np.ndarray]
 _HELD = 2**26
@@ -78,6 +80,11 @@ class Subset:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self._source.take(self._rows[rows])
+
+
+def tensor(rows: np.ndarray) -> Tensor:
+    """Rows as a tensor that nobody may write to: the same memory, or a copy of it where it is read-only."""
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
 def groups_of(source: EmbeddingSource, rows: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ from curation.collectives import Collectives
 from curation.grouped import grouped_kmeans, grouped_nearest
 from curation.journal import Journal
 from curation.kmeans import KMeansResult
-from curation.source import EmbeddingSource, SharedSource
+from curation.source import EmbeddingSource, SharedSource, tensor
 
 _SAMPLE_PER_CLUSTER = 20
 _BATCH_BYTES = 2**30
@@ -49,7 +49,7 @@ def split_clusters(
     every = torch.from_numpy(centroids).to(device)
     for first, block in mine.blocks():
         place = slice(first, first + len(block))
-        rows = torch.from_numpy(np.array(block)).to(device).float()
+        rows = tensor(block).to(device).float()
         label, away = grouped_nearest(rows, found.assignment[place], every, offsets)
         assignment[place], squared[place] = label.cpu().numpy(), away.cpu().numpy()
     sizes = workers.sum(np.bincount(assignment, minlength=len(centroids)))

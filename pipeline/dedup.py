@@ -25,6 +25,7 @@ from curation.embedding_files import EmbeddingFiles
 from curation.errors import ConfigError
 from curation.files import atomic_path, write_atomic
 from curation.hierarchy import Level
+from curation.source import tensor
 from pipeline.artifacts import Manifest, Part, identity, read_kind
 from pipeline.cluster import read_hierarchy
 from pipeline.embed import embedding_files, read_scores
@@ -142,7 +143,7 @@ class _Joined:
             return np.empty(0, dtype=np.int32)
         device = default_device()
         level = read_hierarchy(self.clusters)[0].levels[0]
-        centroids = torch.from_numpy(np.array(level.centroids)).to(device)
+        centroids = tensor(level.centroids).to(device)
         nearest = NearestCentroid(centroids, centroids.mean(0))
         source = EmbeddingFiles.open(self.held_out, normalize=True)
         blocks = [torch.from_numpy(block) for _, block in source.blocks()]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curation.distance import FullProducts, default_device
 from curation.hierarchy import Level
-from curation.source import EmbeddingSource
+from curation.source import EmbeddingSource, tensor
 
 _HELD = 2**26
 """Numbers of row data held at once."""
@@ -47,13 +47,13 @@ def find_visits(
     So if |x - b|² - |x - a|² > 2 radius |a - b|, it need not look there.
     """
     device = device or default_device()
-    centroids = torch.from_numpy(np.array(level.centroids)).to(device)
+    centroids = tensor(level.centroids).to(device)
     search = FullProducts(centroids, centroids.mean(0))
     number = torch.arange(len(centroids), device=device)
     rows, clusters, missed = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for first, block in source.blocks():
         for start in range(0, len(block), search.block_rows):
-            some = torch.from_numpy(np.array(block[start : start + search.block_rows])).to(device)
+            some = tensor(block[start : start + search.block_rows]).to(device)
             home = torch.from_numpy(level.assignment[first + start : first + start + len(some)].astype(np.int64)).to(device)
             squared = search.squared(some)
             apart = search.squared(centroids[home]).sqrt()
@@ -105,7 +105,7 @@ def near_pairs(
             inside = place[: len(own)][offsets[cluster] - offsets[low] : offsets[cluster + 1] - offsets[low]]
             begin, end = visitor_offsets[cluster : cluster + 2] - visitor_offsets[low]
             outside = place[len(own) :][begin:end]
-            centre = torch.from_numpy(np.array(level.centroids[cluster])).to(device)
+            centre = tensor(level.centroids[cluster]).to(device)
             yield from _compare(rows, ids, np.sort(inside), np.sort(outside), centre, radius)
 
 

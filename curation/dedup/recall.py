@@ -6,7 +6,7 @@ import torch
 from curation.dedup.neighbours import Pairs
 from curation.dedup.rules import original_of
 from curation.distance import FullProducts, default_device, squared_distance
-from curation.source import EmbeddingSource
+from curation.source import EmbeddingSource, tensor
 
 
 def brute_force(source: EmbeddingSource, rows: np.ndarray, radius: float, *, device: torch.device | None = None) -> Pairs:
@@ -17,7 +17,7 @@ def brute_force(source: EmbeddingSource, rows: np.ndarray, radius: float, *, dev
     found = [np.empty((3, 0))]
     for first, block in source.blocks():
         for start in range(0, len(block), products.block_rows):
-            some = torch.from_numpy(np.array(block[start : start + products.block_rows])).to(device)
+            some = tensor(block[start : start + products.block_rows]).to(device)
             squared = products.squared(some)
             other, query = (squared <= radius * radius + 1e-4 * squared.mean() + 1e-6).nonzero(as_tuple=True)
             exact = squared_distance(some[other], queries, query)

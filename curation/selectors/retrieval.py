@@ -16,7 +16,7 @@ from curation.errors import DataError
 from curation.exact import for_products
 from curation.sampling import apportion, by_chance, draw, sizes_of
 from curation.selection import Pool, Selection
-from curation.source import EmbeddingSource
+from curation.source import EmbeddingSource, tensor
 
 _HELD = 2**22
 """Distances held at once."""
@@ -55,7 +55,7 @@ def select(config: RetrievalConfig, pool: Pool, budget: int, *, stream: int) -> 
 
 def _of_clusters(pool: Pool, queries: EmbeddingSource, budget: int, stream: int) -> Selection:
     level, device = pool.hierarchy.levels[0], default_device()
-    centroids = torch.from_numpy(np.array(level.centroids)).to(device)
+    centroids = tensor(level.centroids).to(device)
     origin = centroids.mean(0)
     search = NearestCentroid(centroids - origin)
     votes = np.zeros(level.num_clusters, dtype=np.int64)
@@ -93,7 +93,7 @@ def _ranks(pool: Pool, queries: EmbeddingSource, each: int) -> tuple[np.ndarray,
     Ranks count from 0; a row that is among none has rank `each`.
     """
     device = default_device()
-    origin = torch.from_numpy(np.array(pool.hierarchy.levels[0].centroids)).to(device).mean(0)
+    origin = tensor(pool.hierarchy.levels[0].centroids).to(device).mean(0)
     rank, squared = np.full(pool.num_rows, each, dtype=np.int32), np.full(pool.num_rows, np.inf)
     for some in _read(queries, max(1, _HELD // max(each + 2 * _TILE, queries.dim))):
         rows, distances = _search(pool, some.to(device), each, origin)
