@@ -47,21 +47,17 @@ def rows_of(case: Case, seed: int = 0) -> np.ndarray:
 
 def windrow(rows: np.ndarray, case: Case) -> tuple[Found, Found]:
     from curation.dedup.neighbours import find_visits, near_pairs
-    from curation.hierarchy import Level
     from curation.kmeans import kmeans
+    from curation.sampling import grouped
     from curation.source import ArraySource
 
     source, radius = ArraySource(rows), (2 - 2 * case.similarity) ** 0.5
     found = kmeans(source, case.num_clusters, stream=1)
-    level = Level(
-        centroids=found.centroids,
-        assignment=found.assignment,
-        squared_distance=found.squared_distance,
-        sizes=found.sizes,
-    )
-    visits = find_visits(source, level, radius)
+    visits = find_visits(source, found.centroids, found.assignment, radius)
     pairs, copies = set(), set()
-    for piece in near_pairs(source, level, radius, visits):
+    num = len(found.sizes)
+    csr = grouped(found.assignment, num)
+    for piece in near_pairs(source, found.centroids, *csr, visits, radius, clusters=range(num)):
         pairs |= set(zip(piece.first.tolist(), piece.second.tolist(), strict=True))
         same = piece.squared == 0
         copies |= set(zip(piece.first[same].tolist(), piece.second[same].tolist(), strict=True))

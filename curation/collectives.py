@@ -59,3 +59,9 @@ class TorchCollectives:
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everyone, mine)
         return [tensor.cpu().numpy()[:length] for tensor, length in zip(everyone, lengths, strict=True)]
+
+
+def place_among(workers: Collectives, num_rows: int) -> tuple[int, int]:
+    """Where the `num_rows` of this worker begin among everyone's, and how many all have."""
+    counts = np.concatenate(workers.gather(np.array([num_rows])))
+    return int(counts[: workers.rank].sum()), int(counts.sum())

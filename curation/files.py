@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 _TEMPORARY = ".tmp-"
 
 
@@ -37,6 +39,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write `array` to the .npy file `path`, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def remove_temporary(directory: Path) -> None:

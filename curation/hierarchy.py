@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from curation import rng
-from curation.collectives import Alone, Collectives
+from curation.collectives import Alone, Collectives, place_among
 from curation.distance import Engine, default_device
 from curation.errors import ConfigError
 from curation.journal import Journal
@@ -137,7 +137,7 @@ def hierarchical_kmeans(
             )
         sizes = result.sizes
         if levels:
-            first = int(sum(np.concatenate(workers.gather(np.array([items.num_rows])))[: workers.rank]))
+            first, _ = place_among(workers, items.num_rows)
             below = levels[-1].sizes[first : first + items.num_rows]
             mine = np.bincount(result.assignment, weights=below, minlength=len(result.centroids))
             sizes = workers.sum(mine.astype(np.int64))

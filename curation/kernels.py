@@ -5,6 +5,7 @@ and the runner-up are two plain minima; what the column's bits cost in precision
 """
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -50,25 +51,7 @@ class HalfProducts:
         half, scale, lift, error = self._prepare(rows)
         label = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
         best, second = torch.empty_like(lift), torch.empty_like(lift)
-        base = (self._base * scale).float()
-        grid = (triton.cdiv(len(rows), _ROWS),)
-        _nearest[grid](
-            _tiles(half, _ROWS),
-            _tiles(self._weight, _COLUMNS),
-            base,
-            lift * scale,
-            label,
-            best,
-            second,
-            len(rows),
-            TILES=len(base) // _COLUMNS,
-            DIM=self._weight.shape[1],
-            ROWS=_ROWS,
-            COLUMNS=_COLUMNS,
-            DEPTH=_DEPTH,
-            num_warps=_WARPS,
-            num_stages=_STAGES,
-        )
+        self._launch(_nearest, half, scale, lift, label, best, second)
         best, second = best / scale, second / scale
         if self._num == 1:
             second.fill_(torch.inf)
@@ -77,32 +60,33 @@ class HalfProducts:
 
     def candidates(self, rows: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
         half, scale, lift, _ = self._prepare(rows)
-        base, room = (self._base * scale).float(), _SPARE * len(rows)
+        room = _SPARE * len(rows)
         while True:
             found = torch.zeros(1, dtype=torch.int32, device=rows.device)
             pairs = torch.empty(2, room, dtype=torch.int32, device=rows.device)
-            _candidates[(triton.cdiv(len(rows), _ROWS),)](
-                _tiles(half, _ROWS),
-                _tiles(self._weight, _COLUMNS),
-                base,
-                lift * scale,
-                limit * scale,
-                found,
-                pairs,
-                room,
-                len(rows),
-                self._num,
-                TILES=len(base) // _COLUMNS,
-                DIM=self._weight.shape[1],
-                ROWS=_ROWS,
-                COLUMNS=_COLUMNS,
-                DEPTH=_DEPTH,
-                num_warps=_WARPS,
-                num_stages=_STAGES,
-            )
+            self._launch(_candidates, half, scale, lift, limit * scale, found, pairs, room, self._num)
             if (num := int(found)) <= room:
                 return pairs[0, :num].long(), pairs[1, :num].long()
             room = num
+
+    def _launch(self, kernel: Any, half: Tensor, scale: float, lift: Tensor, *rest: Any) -> None:
+        """Run `kernel` over all blocks of rows: on rows, centroids, their base, the rows' lift, and the `rest`."""
+        base = (self._base * scale).float()
+        kernel[(triton.cdiv(len(half), _ROWS),)](
+            TensorDescriptor.from_tensor(half, [_ROWS, _DEPTH]),
+            TensorDescriptor.from_tensor(self._weight, [_COLUMNS, _DEPTH]),
+            base,
+            lift * scale,
+            len(half),
+            *rest,
+            TILES=len(base) // _COLUMNS,
+            DIM=self._weight.shape[1],
+            ROWS=_ROWS,
+            COLUMNS=_COLUMNS,
+            DEPTH=_DEPTH,
+            num_warps=_WARPS,
+            num_stages=_STAGES,
+        )
 
     def _prepare(self, rows: Tensor) -> tuple[Tensor, float, Tensor, Tensor]:
         """Rows in fp16, the scale of their scores, what lifts a row's scores above zero (B,), and their error (B,)."""
@@ -132,25 +116,31 @@ def _words(x, c, base, lift, first, k, DIM: tl.constexpr, ROWS: tl.constexpr, CO
 
 
 @triton.jit
+def _rows_of_block(lift, num_rows, ROWS: tl.constexpr):
+    """The first row of this program, all its rows (ROWS,), which of them are real, and their lifts."""
+    first = tl.program_id(0) * ROWS
+    row = first + tl.arange(0, ROWS)
+    real = row < num_rows
+    return first, row, real, tl.load(lift + row, mask=real, other=0.0)
+
+
+@triton.jit
 def _nearest(
     x,
     c,
     base,
     lift,
+    num_rows,
     label_out,
     best_out,
     second_out,
-    num_rows,
     TILES: tl.constexpr,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    first = tl.program_id(0) * ROWS
-    row = first + tl.arange(0, ROWS)
-    real = row < num_rows
-    mine = tl.load(lift + row, mask=real, other=0.0)
+    first, row, real, mine = _rows_of_block(lift, num_rows, ROWS)
     best = tl.full((ROWS,), 2147483647, dtype=tl.int32)
     second = tl.full((ROWS,), 2147483647, dtype=tl.int32)
     label = tl.zeros((ROWS,), dtype=tl.int32)
@@ -172,11 +162,11 @@ def _candidates(
     c,
     base,
     lift,
+    num_rows,
     limit,
     found,
     pairs,
     room,
-    num_rows,
     num_centroids,
     TILES: tl.constexpr,
     DIM: tl.constexpr,
@@ -184,10 +174,7 @@ def _candidates(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    first = tl.program_id(0) * ROWS
-    row = first + tl.arange(0, ROWS)
-    real = row < num_rows
-    mine = tl.load(lift + row, mask=real, other=0.0)
+    first, row, real, mine = _rows_of_block(lift, num_rows, ROWS)
     most = tl.load(limit + row, mask=real, other=-1.0)
     column = tl.arange(0, COLUMNS)
     for k in range(0, TILES * COLUMNS, COLUMNS):
@@ -197,10 +184,6 @@ def _candidates(
         fits = near & (place < room)
         tl.store(pairs + place, tl.broadcast_to(row[:, None], (ROWS, COLUMNS)), mask=fits)
         tl.store(pairs + room + place, tl.broadcast_to((k + column)[None, :], (ROWS, COLUMNS)), mask=fits)
-
-
-def _tiles(matrix: Tensor, rows: int) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(matrix, [rows, _DEPTH])
 
 
 def _padded(half: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from curation import rng
-from curation.collectives import Alone, Collectives
+from curation.collectives import Alone, Collectives, place_among
 from curation.distance import Engine, NearestCentroid, default_device, squared_distance
 from curation.errors import DataError
 from curation.exact import Grid
@@ -275,8 +275,7 @@ class _Rows:
     def of(
         cls, source: EmbeddingSource, weights: np.ndarray | None, workers: Collectives, engine: Engine, device: torch.device
     ) -> "_Rows":
-        counts = np.concatenate(workers.gather(np.array([source.num_rows])))
-        first, total = int(counts[: workers.rank].sum()), int(counts.sum())
+        first, total = place_among(workers, source.num_rows)
         return cls(source, weights, workers, first, total, engine, device, _held(source, device))
 
     def sample(self, size: int, stream: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""Exact budgets over groups of rows, for a billion rows: how many of each group, and which."""
+"""Which rows of each cluster, given how many: for a billion rows."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curation import rng
+from curation.allocation import place_in_group
 from curation.hierarchy import Level
 
 _BLOCK = 2**22
@@ -15,56 +16,6 @@ _BLOCK = 2**22
 _CANDIDATES = 2**26
 """Rows held at once; each takes about forty bytes."""
 _ANY = np.uint32(2**32 - 1)
-
-
-def water_fill(sizes: np.ndarray, offsets: np.ndarray, targets: np.ndarray, *, stream: int) -> np.ndarray:
-    """Share each group's target over its members as evenly as their sizes allow; all groups at once.
-
-    `sizes` (M,) are the members' capacities, group g owning members `offsets[g]` to `offsets[g + 1]` (G + 1,), and
-    `targets` (G,) what each group must place. Returns the amounts (M,) int64: within a group min(size, c) for the largest
-    whole c that does not exceed the target, plus one for a random choice of the members that still have room, so that each
-    group places exactly min(target, its total size).
-    """
-    num_groups = len(targets)
-    counts = np.diff(offsets)
-    group = np.repeat(np.arange(num_groups), counts)
-    order = np.lexsort((sizes, group))
-    ascending = sizes[order].astype(np.int64)
-    # Filling member i of a sorted group to its brim, and everyone after it as high, takes filled + size * (members left).
-    before = np.cumsum(ascending) - ascending
-    filled = before - np.repeat(before[offsets[:-1].clip(max=max(len(before) - 1, 0))], counts)
-    left = np.repeat(offsets[1:], counts) - np.arange(len(sizes))
-    brimful = filled + ascending * left <= targets[group]
-    full = np.bincount(group, weights=brimful, minlength=num_groups).astype(np.int64)
-    spent = np.bincount(group, weights=ascending * brimful, minlength=num_groups).astype(np.int64)
-    open_members = counts - full
-    level, remainder = np.divmod(targets - spent, np.maximum(open_members, 1))
-    result = np.empty(len(sizes), dtype=np.int64)
-    result[order] = np.where(brimful, ascending, level[group])
-    # The remainder goes to open members in random order, one each.
-    players = np.sort(order[~brimful & (remainder[group] > 0)])
-    if len(players):
-        lottery = players[np.lexsort((rng.tickets(stream, 0, len(sizes))[players], group[players]))]
-        result[lottery[_place(group[lottery]) < remainder[group[lottery]]]] += 1
-    return result
-
-
-def apportion(shares: np.ndarray, sizes: np.ndarray, total: int) -> np.ndarray:
-    """Amounts (K,) int64 in proportion to `shares` (K,) int64, at most `sizes`, that add up to `total`.
-
-    By largest remainders, the first of equal ones. What does not fit passes on to the others. They add up to less only if
-    all that have a share are full.
-    """
-    amounts = np.zeros(len(shares), dtype=np.int64)
-    while True:
-        open_shares = np.where(amounts < sizes, shares, 0)
-        left = min(total, int(sizes[shares > 0].sum())) - int(amounts.sum())
-        if left == 0:
-            return amounts
-        whole = int(open_shares.sum())
-        more, remainder = np.divmod(left * open_shares, whole)
-        more[np.argsort(-remainder, kind="stable")[: left - int(more.sum())]] += 1
-        amounts = np.minimum(amounts + more, sizes)
 
 
 def sizes_of(level: Level, available: np.ndarray) -> np.ndarray:
@@ -80,12 +31,6 @@ def grouped(assignment: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.nda
     """Items by the cluster they are in: ids (M,) and offsets (G + 1,)."""
     counts = np.bincount(assignment, minlength=num_groups)
     return np.argsort(assignment, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
-
-
-def _place(group: np.ndarray) -> np.ndarray:
-    """(M,) the number of each item within its group, for ascending `group` (M,)."""
-    first = np.flatnonzero(np.diff(group, prepend=-1))
-    return np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))
 
 
 @dataclass(frozen=True)
@@ -184,7 +129,7 @@ def _smallest(
         order = np.argsort(keys, kind="stable")  # rows ascend, so of equal tickets the first row's wins
         labels = (keys[order] >> np.uint64(32)).astype(np.int64)
         short |= np.bincount(labels, minlength=len(sizes)) < goal
-        wins = (_place(labels) < goal[labels]) & ~short[labels]
+        wins = (place_in_group(labels) < goal[labels]) & ~short[labels]
         found.append(rows[order[wins]])
     return np.concatenate(found), short
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from curation import rng
+from curation.allocation import apportion
 from curation.distance import NearestCentroid, coarse_dtype, squared_distance
 from curation.grouped import grouped_kmeans
 from curation.journal import Journal
@@ -149,7 +150,10 @@ def mesoclusters(points: Tensor, num_seeds: int, *, stream: int) -> Tensor:
     inertia = torch.zeros(num_groups, dtype=torch.float64, device=points.device).index_add_(
         0, label, squared_distance(points, groups, label).double()
     )
-    share = _apportion(inertia.cpu().numpy(), sizes, num_seeds)
+    # One seed for every group that is not empty, the rest by inertia, as whole numbers that stay exact when multiplied.
+    one = np.minimum(sizes, 1)
+    shares = (inertia / inertia.sum().clamp(min=1e-300) * 2**32).long().cpu().numpy() + 1
+    share = one + apportion(shares, sizes - one, num_seeds - int(one.sum()))
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     return grouped_kmeans(points[order], offsets, share, stream=rng.key(stream, "inside"), max_iterations=5).centroids
 
@@ -157,20 +161,6 @@ def mesoclusters(points: Tensor, num_seeds: int, *, stream: int) -> Tensor:
 def _labels(points: Tensor, centroids: Tensor) -> Tensor:
     search = NearestCentroid(centroids)
     return torch.cat([search(some).label for some in points.split(search.block_rows)])
-
-
-def _apportion(shares: np.ndarray, capacity: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers (G,) in proportion to `shares`, between one and `capacity` each, that add up to `total` if they can."""
-    amounts = np.minimum(1, capacity)
-    while (left := min(total, int(capacity.sum())) - int(amounts.sum())) > 0:
-        weights = np.where(amounts < capacity, np.maximum(shares, 1e-12 * max(shares.sum(), 1e-300)), 0)
-        exact = weights / weights.sum() * left
-        more = np.minimum(np.floor(exact).astype(np.int64), capacity - amounts)
-        if more.sum() == 0:  # the largest remainders get the last ones
-            more[np.argsort(-exact, kind="stable")[:left]] = 1
-            more = np.minimum(more, capacity - amounts)
-        amounts = amounts + more
-    return amounts
 
 
 def _draw(mass: Tensor, num: int, draws: np.random.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from curation import rng
-from curation.collectives import Collectives
+from curation.collectives import Collectives, place_among
 from curation.grouped import grouped_kmeans, grouped_nearest
 from curation.journal import Journal
 from curation.kmeans import KMeansResult
@@ -78,7 +78,7 @@ def _parts(
     Workers take turns with batches of clusters; how these are cut does not depend on how many workers there are.
     """
     wanted = np.minimum(found.sizes, _SAMPLE_PER_CLUSTER * splits)
-    first = int(sum(np.concatenate(workers.gather(np.array([mine.num_rows])))[: workers.rank]))
+    first, _ = place_among(workers, mine.num_rows)
     # A row is in the sample if its ticket is small enough for its cluster: all rows of a cluster that is small.
     limit = np.where(wanted < found.sizes, wanted / found.sizes * 2.0**32, 2.0**32)
     sampled = np.flatnonzero(rng.tickets(rng.key(stream, "sample"), first, mine.num_rows) < limit[found.assignment])

@@ -11,7 +11,7 @@ from curation import rng
 from curation.collectives import Alone, Collectives, TorchCollectives
 from curation.config import ClusterConfig
 from curation.errors import DataError
-from curation.files import atomic_path
+from curation.files import atomic_path, save_array
 from curation.hierarchy import ClusterHierarchy, HierarchyProgress, Level, hierarchical_kmeans
 from curation.journal import Journal
 from curation.quality import imbalance, kl_from_uniform, silhouette, size_entropy
@@ -97,7 +97,7 @@ def cluster_rank(
     workers: Collectives = TorchCollectives() if dist.is_initialized() else Alone()
     source = open_embeddings(embeddings, normalize=config.normalize)
     if workers.rank == 0:
-        _save(out / ROW_ID, source.row_ids())
+        save_array(out / ROW_ID, source.row_ids())
     done = saved_levels(out)
     levels = hierarchical_kmeans(
         source,
@@ -126,12 +126,12 @@ def cluster_rank(
 def _save_level(level: Level, number: int, out: Path, scratch: Path, workers: Collectives) -> None:
     """Every worker writes what it knows of its items; the first joins the pieces. No worker ever holds them all."""
     for name in _PER_ITEM:
-        _save(scratch / _path(number, f"{name}-{workers.rank}"), getattr(level, name))
+        save_array(scratch / _path(number, f"{name}-{workers.rank}"), getattr(level, name))
     workers.gather(np.zeros(0))  # the pieces of all workers are there
     if workers.rank == 0:
         for name in _ARRAYS:
             if name not in _PER_ITEM:
-                _save(out / _path(number, name), getattr(level, name))
+                save_array(out / _path(number, name), getattr(level, name))
                 continue
             pieces = [np.load(scratch / _path(number, f"{name}-{rank}"), mmap_mode="r") for rank in range(workers.size)]
             shape = (sum(map(len, pieces)),)
@@ -154,15 +154,10 @@ def saved_levels(out: Path) -> list[Level]:
     return levels
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
 def read_hierarchy(directory: Path) -> tuple[ClusterHierarchy, np.ndarray]:
     """The hierarchy in a clusters artifact, memory-mapped, and the row id of each of its rows (N,)."""
     read_kind(directory, "clusters")
     try:
-        return ClusterHierarchy(tuple(saved_levels(directory))), np.load(directory / ROW_ID)
+        return ClusterHierarchy(tuple(saved_levels(directory))), np.load(directory / ROW_ID, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"The clusters in {directory} cannot be read: {error}. Delete it and cluster again.") from error

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from curation import rng
 from curation.config import DedupConfig
@@ -23,8 +24,9 @@ from curation.dedup.rules import drop, leaks
 from curation.distance import NearestCentroid, default_device
 from curation.embedding_files import EmbeddingFiles
 from curation.errors import ConfigError
-from curation.files import atomic_path, write_atomic
+from curation.files import atomic_path, save_array, write_atomic
 from curation.hierarchy import Level
+from curation.sampling import grouped
 from curation.source import tensor
 from pipeline.artifacts import Manifest, Part, identity, read_kind
 from pipeline.cluster import read_hierarchy
@@ -34,7 +36,7 @@ from pipeline.sources import HELD_OUT, POOL
 from pipeline.stage import Made, Work
 
 DUPLICATES = "duplicates.parquet"
-_PART_ROWS = 250_000
+_PART_ROWS, _MOST_PARTS = 250_000, 1024
 _EDGES_HELD = 2**26
 """Edges in memory at once; each takes about a hundred bytes while it is decided which rows go."""
 _COMPARED = 10**9
@@ -99,8 +101,8 @@ class _Joined:
     clusters: Path
     num_pool: int
     num_rows: int
-    nearest: Path
-    """Which clusters held-out rows are nearest to: (M,) int32."""
+    arrays: Path
+    """Where the arrays are that all parts need, for each to read only its own of."""
 
     @classmethod
     def of(cls, work: Work, *, protect: bool) -> "_Joined":
@@ -111,108 +113,111 @@ class _Joined:
         pool = embedding_files(embeddings, POOL) or [embeddings]
         num_pool = EmbeddingFiles.open(pool).num_rows
         num_held_out = EmbeddingFiles.open(held_out).num_rows if held_out else 0
-        nearest = work.scratch / "nearest.npy"
-        joined = cls(pool, held_out, work.inputs["clusters"], num_pool, num_pool + num_held_out, nearest)
-        if not nearest.exists():
-            with atomic_path(nearest) as temporary, temporary.open("wb") as file:
-                np.save(file, joined._nearest())
+        joined = cls(pool, held_out, work.inputs["clusters"], num_pool, num_pool + num_held_out, work.scratch / "joined")
+        if not (joined.arrays / "row_id.npy").exists():
+            joined._save_arrays()
         return joined
+
+    def _save_arrays(self) -> None:
+        hierarchy, row_ids = read_hierarchy(self.clusters)
+        level, held_out = hierarchy.levels[0], np.empty(0, np.int64)
+        assignment = np.asarray(level.assignment)
+        if self.held_out:
+            held_out = EmbeddingFiles.open(self.held_out).row_ids()
+            assignment = np.concatenate([assignment, self._nearest(tensor(level.centroids))])
+        members, offsets = grouped(assignment, level.num_clusters)
+        save_array(self.arrays / "assignment.npy", assignment)
+        save_array(self.arrays / "members.npy", members)
+        save_array(self.arrays / "offsets.npy", offsets)
+        save_array(self.arrays / "row_id.npy", np.concatenate([row_ids, held_out]))
+
+    def _nearest(self, centroids: Tensor) -> np.ndarray:
+        """Which of the centroids (K, D) held-out rows are nearest to: (M,) int32."""
+        centroids = centroids.to(default_device())
+        nearest = NearestCentroid(centroids, centroids.mean(0))
+        source = EmbeddingFiles.open(self.held_out, normalize=True)
+        blocks = [torch.from_numpy(block) for _, block in source.blocks()]
+        labels = [nearest(some.to(centroids.device)).label for block in blocks for some in block.split(nearest.block_rows)]
+        return torch.cat(labels).cpu().numpy().astype(np.int32)
 
     @property
     def num_parts(self) -> int:
-        return -(-self.num_rows // _PART_ROWS)
+        return min(-(-self.num_rows // _PART_ROWS), _MOST_PARTS)
 
     def source(self) -> EmbeddingFiles:
         return EmbeddingFiles.open([*self.pool, *self.held_out], normalize=True)
 
-    def ids(self) -> tuple[np.ndarray, np.ndarray]:
-        """Row ids of the pool (N,) and of the held-out rows (M,)."""
-        held_out = EmbeddingFiles.open(self.held_out).row_ids() if self.held_out else np.empty(0, np.int64)
-        return read_hierarchy(self.clusters)[1], held_out
-
     def level(self) -> Level:
-        """The finest level, with the clusters of the held-out rows too."""
-        level = read_hierarchy(self.clusters)[0].levels[0]
-        assignment = np.concatenate([level.assignment, np.load(self.nearest)])
-        return Level(
-            centroids=level.centroids, assignment=assignment, squared_distance=level.squared_distance, sizes=level.sizes
-        )
+        """The finest level, of the pool alone."""
+        return read_hierarchy(self.clusters)[0].levels[0]
 
-    def _nearest(self) -> np.ndarray:
-        if not self.held_out:
-            return np.empty(0, dtype=np.int32)
-        device = default_device()
-        level = read_hierarchy(self.clusters)[0].levels[0]
-        centroids = tensor(level.centroids).to(device)
-        nearest = NearestCentroid(centroids, centroids.mean(0))
-        source = EmbeddingFiles.open(self.held_out, normalize=True)
-        blocks = [torch.from_numpy(block) for _, block in source.blocks()]
-        labels = [nearest(some.to(device)).label.cpu() for block in blocks for some in block.split(nearest.block_rows)]
-        return torch.cat(labels).numpy().astype(np.int32)
+    def array(self, name: str) -> np.ndarray:
+        """`assignment` and `row_id` (num_rows,), or the rows by cluster: `members` (num_rows,), `offsets` (K + 1,)."""
+        return np.load(self.arrays / f"{name}.npy", mmap_mode="r")
 
 
 def _find_edges(work: Work, joined: _Joined, config: DedupConfig) -> tuple[list[Part], int]:
     """Parts of edges, and how many visits were left out."""
-    source, level, num_parts = joined.source(), joined.level(), joined.num_parts
+    source, num_parts = joined.source(), joined.num_parts
     shares = [source.share(i, num_parts).num_rows for i in range(num_parts)]
-    work.parts(visits_part, shares, joined, config, work.scratch, label="visits", unit="rows", gpu=True)
-    sizes = np.add.reduceat(level.sizes, _bounds(level, num_parts)[:-1]).tolist()
-    edges = work.parts(edges_part, sizes, joined, config, work.scratch, work.out, label="edges", unit="rows", gpu=True)
+    work.parts(visits_part, shares, joined, shares, config, work.scratch, label="visits", unit="rows", gpu=True)
+    bounds = _bounds(joined.array("offsets"), num_parts)
+    sizes = np.diff(joined.array("offsets")[bounds]).tolist()
+    edges = work.parts(edges_part, sizes, joined, bounds, config, work.scratch, work.out, label="edges", unit="rows", gpu=True)
     if config.hash_bits is not None and "samples" in work.inputs:
         edges.append(_hash_edges(work, joined, config.hash_bits))
     return edges, sum(json.loads(path.read_text())["missed"] for path in sorted(work.scratch.glob("missed-*.json")))
 
 
-def visits_part(index: int, joined: _Joined, config: DedupConfig, scratch: Path) -> Part:
+def visits_part(index: int, joined: _Joined, shares: list[int], config: DedupConfig, scratch: Path) -> Part:
     """Which other clusters the rows of one share of the embeddings must be compared with."""
-    source, level = joined.source(), joined.level()
-    first = sum(source.share(i, joined.num_parts).num_rows for i in range(index))
-    mine = source.share(index, joined.num_parts)
-    here = Level(
-        centroids=level.centroids,
-        assignment=level.assignment[first : first + mine.num_rows],
-        squared_distance=level.squared_distance,
-        sizes=level.sizes,
+    first = sum(shares[:index])
+    mine, assignment = joined.source().share(index, joined.num_parts), joined.array("assignment")
+    visits = find_visits(
+        mine, joined.level().centroids, assignment[first : first + shares[index]], config.radius, max_visits=config.max_visits
     )
-    visits = find_visits(mine, here, config.radius, max_visits=config.max_visits)
     write_atomic(scratch / f"missed-{index:06d}.json", json.dumps({"missed": visits.missed}))
     name = f"visits-{index:06d}.parquet"
+    table = pa.table({"row": visits.row + first, "cluster": visits.cluster})
     with atomic_path(scratch / name) as temporary:
-        pq.write_table(pa.table({"row": visits.row + first, "cluster": visits.cluster}), temporary)
+        # In the order of clusters, so that whoever looks for a few finds them in few groups of rows.
+        pq.write_table(table.sort_by("cluster"), temporary, row_group_size=2**16)
     return Part.of(scratch, name, mine.num_rows)
 
 
-def edges_part(index: int, joined: _Joined, config: DedupConfig, scratch: Path, out: Path) -> Part:
+def edges_part(index: int, joined: _Joined, bounds: np.ndarray, config: DedupConfig, scratch: Path, out: Path) -> Part:
     """All pairs found in one range of clusters, but for those among held-out rows."""
-    level = joined.level()
-    low, high = _bounds(level, joined.num_parts)[index : index + 2]
+    low, high = bounds[index : index + 2]
     inside = pc.field("cluster")
     found = [
         pq.read_table(path, filters=(inside >= low) & (inside < high)) for path in sorted(scratch.glob("visits-*.parquet"))
     ]
     table = pa.concat_tables(found)
     visits = Visits(table["row"].to_numpy(), table["cluster"].to_numpy(), 0)
-    ids = joined.ids()
-
-    def edges() -> Iterator[pa.Table]:
-        for pairs in near_pairs(joined.source(), level, config.radius, visits, clusters=range(low, high)):
-            yield _edges(pairs.first, pairs.second, ids, squared=pairs.squared)
-
-    return _write_edges(out, f"edges-{index:06d}.parquet", edges())
+    pairs = near_pairs(
+        joined.source(),
+        joined.level().centroids,
+        joined.array("members"),
+        joined.array("offsets"),
+        visits,
+        config.radius,
+        clusters=range(low, high),
+    )
+    return _write_edges(out, f"edges-{index:06d}.parquet", (_edges(*some[:2], joined, squared=some.squared) for some in pairs))
 
 
 def _hash_edges(work: Work, joined: _Joined, max_bits: int) -> Part:
     """Pairs whose perceptual hashes differ in few bits."""
-    ids = joined.ids()
+    row_id, num_pool = joined.array("row_id"), joined.num_pool
     hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for split, row_ids, first in ((POOL, ids[0], 0), (HELD_OUT, ids[1], joined.num_pool)):
+    for split, row_ids, first in ((POOL, row_id[:num_pool], 0), (HELD_OUT, row_id[num_pool:], num_pool)):
         index = read_index(work.inputs["samples"], split, ["row_id", "phash"])
         index = index.filter(pc.and_(pc.is_valid(index["phash"]), pc.is_in(index["row_id"], pa.array(row_ids))))
         hashes.append(index["phash"].to_numpy())
         rows.append(_finder(row_ids)(index["row_id"].to_numpy()) + first)
     row = np.concatenate(rows)
     pieces = near_hashes(np.concatenate(hashes), max_bits)
-    tables = (_edges(row[first], row[second], ids, bits=bits) for first, second, bits in pieces)
+    tables = (_edges(row[first], row[second], joined, bits=bits) for first, second, bits in pieces)
     return _write_edges(work.out, "edges-hashes.parquet", tables)
 
 
@@ -239,19 +244,18 @@ def _tighter(work: Work, config: DedupConfig) -> Part:
 def _edges(
     first: np.ndarray,
     second: np.ndarray,
-    ids: tuple[np.ndarray, np.ndarray],
+    joined: _Joined,
     *,
     squared: np.ndarray | None = None,
     bits: np.ndarray | None = None,
 ) -> pa.Table:
     """Pairs of rows (E,), (E,) as a table; those among held-out rows are left out."""
     first, second = np.minimum(first, second), np.maximum(first, second)
-    every, num_pool = np.concatenate(ids), len(ids[0])
-    mine = first < num_pool
+    row_id, mine = joined.array("row_id"), first < joined.num_pool
     columns = {
-        "row_id": every[first[mine]],
-        "other_row_id": every[second[mine]],
-        "held_out": second[mine] >= num_pool,
+        "row_id": row_id[first[mine]],
+        "other_row_id": row_id[second[mine]],
+        "held_out": second[mine] >= joined.num_pool,
         "similarity": pa.nulls(mine.sum()) if squared is None else 1 - squared[mine] / 2,
         "bits": pa.nulls(mine.sum()) if bits is None else bits[mine],
         "same": np.zeros(mine.sum(), dtype=bool) if squared is None else squared[mine] == 0,
@@ -273,8 +277,8 @@ def _decide(files: Sequence[Path], joined: _Joined, work: Work, config: DedupCon
 
     If there are more edges than fit in memory they are looked at component by component, so many at a time as fit.
     """
-    ids, priority = joined.ids(), _priority(work.inputs, joined, config)
-    finders = [_finder(row_ids) for row_ids in ids]
+    row_id, priority = joined.array("row_id"), _priority(work.inputs, joined, config)
+    finders = [_finder(row_id[: joined.num_pool]), _finder(row_id[joined.num_pool :])]
 
     def pieces() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         yield np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool)
@@ -300,10 +304,10 @@ def _decide(files: Sequence[Path], joined: _Joined, work: Work, config: DedupCon
         left = ~(np.isin(first, leaked) | np.isin(second, leaked) | (second >= joined.num_pool))
         gone, kept = drop(first[left], second[left], priority, config.rule, same=same[left])
         for rows, others, reason in (
-            (leaked, ids[1][held_out - joined.num_pool], "near held-out"),
-            (gone, ids[0][kept], "near-duplicate"),
+            (leaked, held_out, "near held-out"),
+            (gone, kept, "near-duplicate"),
         ):
-            columns = {"row_id": ids[0][rows], "kept_row_id": others, "reason": [reason] * len(rows)}
+            columns = {"row_id": row_id[rows], "kept_row_id": row_id[others], "reason": [reason] * len(rows)}
             found.append(pa.table(columns, schema=_DUPLICATES))
     return pa.concat_tables(found).sort_by("row_id"), float(known.mean()) if len(known) else None
 
@@ -330,22 +334,21 @@ def _priority(inputs: Mapping[str, Path], joined: _Joined, config: DedupConfig) 
     """(N,) which of two rows of the pool to keep: the one with the smaller number."""
     match config.keep:
         case "closest" | "farthest":
-            squared = np.asarray(read_hierarchy(joined.clusters)[0].levels[0].squared_distance)
+            squared = np.asarray(joined.level().squared_distance)
             return squared if config.keep == "closest" else -squared
         case "largest":
             if "samples" not in inputs:
                 raise ConfigError("keep=largest compares images. Give what `windrow shard` wrote with --samples.")
             index = read_index(inputs["samples"], POOL, ["row_id", "width", "height"])
             pixels = index["width"].to_numpy().astype(np.int64) * index["height"].to_numpy()
-            return -pixels[_finder(index["row_id"].to_numpy())(joined.ids()[0])]
+            return -pixels[_finder(index["row_id"].to_numpy())(joined.array("row_id")[: joined.num_pool])]
         case "scores":
             if "scores" not in inputs:
                 raise ConfigError("keep=scores compares a number a row. Give them with --scores, a .npy array.")
             return -read_scores(inputs["scores"], joined.num_pool).astype(np.float64)
 
 
-def _bounds(level: Level, num_parts: int) -> np.ndarray:
-    """Ranges of clusters with about equally many rows: (P + 1,) ascending."""
-    ends = np.cumsum(level.sizes)
-    inner = np.searchsorted(ends, ends[-1] * np.arange(1, num_parts) // num_parts) + 1
-    return np.minimum(np.concatenate([[0], inner, [level.num_clusters]]), level.num_clusters)
+def _bounds(offsets: np.ndarray, num_parts: int) -> np.ndarray:
+    """Ranges of clusters with about equally many rows: (P + 1,) ascending, for the `offsets` (K + 1,) of their rows."""
+    inner = np.searchsorted(offsets[1:], offsets[-1] * np.arange(1, num_parts) // num_parts) + 1
+    return np.minimum(np.concatenate([[0], inner, [len(offsets) - 1]]), len(offsets) - 1)

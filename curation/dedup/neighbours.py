@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curation.distance import FullProducts, default_device
-from curation.hierarchy import Level
+from curation.sampling import grouped
 from curation.source import EmbeddingSource, tensor
 
 _HELD = 2**26
@@ -39,24 +39,31 @@ class Visits(NamedTuple):
 
 
 def find_visits(
-    source: EmbeddingSource, level: Level, radius: float, *, max_visits: int = 64, device: torch.device | None = None
+    source: EmbeddingSource,
+    centroids: np.ndarray,
+    assignment: np.ndarray,
+    radius: float,
+    *,
+    max_visits: int = 64,
+    device: torch.device | None = None,
 ) -> Visits:
     """Which clusters may hold a row at most `radius` from a row of another cluster, at most `max_visits` for each row.
 
+    Rows (N, D) are in the clusters `assignment` (N,), whose `centroids` (K, D) need not be the nearest.
     A row x of cluster a is at least its distance to the plane midway between the centroids a and b away from every row of b.
     So if |x - b|² - |x - a|² > 2 radius |a - b|, it need not look there.
     """
     device = device or default_device()
-    centroids = tensor(level.centroids).to(device)
-    search = FullProducts(centroids, centroids.mean(0))
-    number = torch.arange(len(centroids), device=device)
+    centres = tensor(centroids).to(device)
+    search = FullProducts(centres, centres.mean(0))
+    number = torch.arange(len(centres), device=device)
     rows, clusters, missed = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for first, block in source.blocks():
         for start in range(0, len(block), search.block_rows):
             some = tensor(block[start : start + search.block_rows]).to(device)
-            home = torch.from_numpy(level.assignment[first + start : first + start + len(some)].astype(np.int64)).to(device)
+            home = torch.from_numpy(assignment[first + start : first + start + len(some)].astype(np.int64)).to(device)
             squared = search.squared(some)
-            apart = search.squared(centroids[home]).sqrt()
+            apart = search.squared(centres[home]).sqrt()
             excess = squared - squared.gather(1, home[:, None]) - 2 * radius * apart
             # What rounding may have added, so that no pair is lost to it.
             near = (excess <= 1e-5 * (squared + squared.gather(1, home[:, None]))) & (number > home[:, None])
@@ -76,25 +83,26 @@ def find_visits(
 
 def near_pairs(
     source: EmbeddingSource,
-    level: Level,
-    radius: float,
+    centroids: np.ndarray,
+    members: np.ndarray,
+    offsets: np.ndarray,
     visits: Visits,
+    radius: float,
     *,
-    clusters: range | None = None,
+    clusters: range,
     device: torch.device | None = None,
 ) -> Iterator[Pairs]:
-    """Yield all pairs of rows at most `radius` apart, each once, cluster by cluster; of a range of `clusters` where given.
+    """Yield all pairs of rows at most `radius` apart, each once, cluster by cluster, of a range of `clusters`.
 
+    Cluster k of the `centroids` (K, D) has the rows `members[offsets[k]]` to `members[offsets[k + 1]]` (`sampling.grouped`).
     The rows of a cluster are compared with one another and with the rows that visit it, about its centroid, so that nothing
     cancels. Equal rows are compared as one and paired with the first of them: a thousand copies make 999 pairs and not half
     a million.
     """
     device = device or default_device()
-    members, offsets = _by_cluster(level.assignment, level.num_clusters)
-    visitors, visitor_offsets = _by_cluster(visits.cluster, level.num_clusters)
+    visitors, visitor_offsets = grouped(visits.cluster, len(centroids))
     load = np.cumsum((np.diff(offsets) + np.diff(visitor_offsets)) * source.dim)
     batch = load // _HELD
-    clusters = clusters or range(level.num_clusters)
     for batch_number in np.unique(batch[clusters.start : clusters.stop]):
         low, high = np.searchsorted(batch, [batch_number, batch_number + 1]).clip(clusters.start, clusters.stop)
         own = members[offsets[low] : offsets[high]]
@@ -105,14 +113,8 @@ def near_pairs(
             inside = place[: len(own)][offsets[cluster] - offsets[low] : offsets[cluster + 1] - offsets[low]]
             begin, end = visitor_offsets[cluster : cluster + 2] - visitor_offsets[low]
             outside = place[len(own) :][begin:end]
-            centre = tensor(level.centroids[cluster]).to(device)
+            centre = tensor(centroids[cluster]).to(device)
             yield from _compare(rows, ids, np.sort(inside), np.sort(outside), centre, radius)
-
-
-def _by_cluster(cluster: np.ndarray, num_clusters: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places in `cluster` (M,) grouped by its values: places (M,) and offsets (K + 1,)."""
-    counts = np.bincount(cluster, minlength=num_clusters)
-    return np.argsort(cluster, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
 
 
 def _compare(

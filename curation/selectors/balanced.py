@@ -6,9 +6,10 @@ Vo et al., "Automatic Data Curation for Self-Supervised Learning: A Clustering-B
 import numpy as np
 
 from curation import rng
+from curation.allocation import water_fill
 from curation.config import BalancedConfig
 from curation.hierarchy import ClusterHierarchy
-from curation.sampling import Tickets, by_chance, by_distance, draw, grouped, sizes_of, water_fill
+from curation.sampling import Tickets, by_chance, by_distance, draw, grouped, sizes_of
 from curation.selection import Pool, Selection
 
 

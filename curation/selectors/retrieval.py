@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curation.allocation import apportion
 from curation.config import RetrievalConfig
 from curation.distance import NearestCentroid, default_device
 from curation.errors import DataError
 from curation.exact import for_products
-from curation.sampling import apportion, by_chance, draw, sizes_of
+from curation.sampling import by_chance, draw, sizes_of
 from curation.selection import Pool, Selection
 from curation.source import EmbeddingSource, tensor
 
@@ -56,11 +57,10 @@ def select(config: RetrievalConfig, pool: Pool, budget: int, *, stream: int) -> 
 def _of_clusters(pool: Pool, queries: EmbeddingSource, budget: int, stream: int) -> Selection:
     level, device = pool.hierarchy.levels[0], default_device()
     centroids = tensor(level.centroids).to(device)
-    origin = centroids.mean(0)
-    search = NearestCentroid(centroids - origin)
+    search = NearestCentroid(centroids, centroids.mean(0))
     votes = np.zeros(level.num_clusters, dtype=np.int64)
     for some in _read(queries, search.block_rows):
-        votes += np.bincount(search(some.to(device) - origin).label.cpu().numpy(), minlength=len(votes))
+        votes += np.bincount(search(some.to(device)).label.cpu().numpy(), minlength=len(votes))
     sizes = level.sizes if pool.available is None else sizes_of(level, pool.available)
     rows, _ = draw(level.assignment, sizes, apportion(votes, sizes, budget), by_chance(stream), pool.available)
     return Selection.of(rows, "retrieval", clusters=int(np.count_nonzero(votes)), unspent=budget - len(rows))

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curation.allocation import apportion
 from curation.config import SasConfig
 from curation.distance import default_device
 from curation.errors import ConfigError
 from curation.exact import Grid, for_products
-from curation.sampling import apportion
 from curation.selection import Pool, Selection
 from curation.source import groups_of
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from curation import rng
+from curation.allocation import water_fill
 from curation.config import TypicalityConfig
 from curation.distance import default_device
 from curation.exact import for_products
-from curation.sampling import by_distance, draw, sizes_of, water_fill
+from curation.sampling import by_distance, draw, sizes_of
 from curation.selection import Pool, Selection
 from curation.source import groups_of
 

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.dedup import neighbours
-from curation.dedup.neighbours import find_visits, near_pairs
+from curation.dedup.neighbours import Pairs, find_visits, near_pairs
 from curation.hierarchy import Level, hierarchical_kmeans
+from curation.sampling import grouped
 from curation.source import ArraySource
 
 
@@ -14,13 +15,19 @@ def clustered(rows: np.ndarray, num: int) -> Level:
     return level
 
 
-def found(rows: np.ndarray, num: int, radius: float, **options: int) -> tuple[dict[tuple[int, int], float], int]:
+def near(rows: np.ndarray, num: int, radius: float, max_visits: int, clusters: list[range]) -> tuple[list[Pairs], int]:
     source, level = ArraySource(rows, block_rows=70), clustered(rows, num)
-    visits = find_visits(source, level, radius, **options)
-    pairs = list(near_pairs(source, level, radius, visits))
+    visits = find_visits(source, level.centroids, level.assignment, radius, max_visits=max_visits)
+    csr = grouped(level.assignment, level.num_clusters)
+    parts = [near_pairs(source, level.centroids, *csr, visits, radius, clusters=some) for some in clusters]
+    return [piece for part in parts for piece in part], visits.missed
+
+
+def found(rows: np.ndarray, num: int, radius: float, max_visits: int = 64) -> tuple[dict[tuple[int, int], float], int]:
+    pairs, missed = near(rows, num, radius, max_visits, [range(num)])
     listed = [(int(a), int(b), float(d)) for piece in pairs for a, b, d in zip(*piece, strict=True)]
     assert len({(a, b) for a, b, _ in listed}) == len(listed), "a pair was found twice"
-    return {(a, b): d for a, b, d in listed}, visits.missed
+    return {(a, b): d for a, b, d in listed}, missed
 
 
 def brute_force(rows: np.ndarray, radius: float) -> dict[tuple[int, int], float]:
@@ -59,17 +66,10 @@ def test_batches_that_barely_fit_and_small_tiles_change_nothing(monkeypatch: pyt
 
 def test_ranges_of_clusters_add_up_to_all_pairs() -> None:
     rows = np.random.default_rng(0).standard_normal((400, 3)).astype(np.float32)
-    source, level = ArraySource(rows), clustered(rows, 20)
-    visits = find_visits(source, level, 0.4)
-    whole = [pair for piece in near_pairs(source, level, 0.4, visits) for pair in zip(*piece[:2], strict=True)]
-    ranges = [range(7), range(7, 8), range(8, 20)]
-    parts = [
-        pair
-        for clusters in ranges
-        for piece in near_pairs(source, level, 0.4, visits, clusters=clusters)
-        for pair in zip(*piece[:2], strict=True)
-    ]
-    assert sorted(parts) == sorted(whole)
+    whole, _ = near(rows, 20, 0.4, 64, [range(20)])
+    parts, _ = near(rows, 20, 0.4, 64, [range(7), range(7, 7), range(7, 8), range(8, 20)])
+    listed = [[pair for piece in pieces for pair in zip(*piece[:2], strict=True)] for pieces in (whole, parts)]
+    assert sorted(listed[0]) == sorted(listed[1])
 
 
 def test_visits_left_out_are_counted_and_cost_recall_only() -> None:

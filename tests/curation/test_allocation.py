@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.sampling import apportion, water_fill
+from curation.allocation import apportion, water_fill
 
 
 def literal_water_fill(sizes: np.ndarray, target: int) -> int:
