@@ -85,7 +85,7 @@ def faiss_ivf(rows: np.ndarray, case: Case) -> tuple[Found, Found]:
 ENGINES: dict[str, Callable[[np.ndarray, Case], tuple[Found, Found]]] = {"windrow": windrow, "faiss-ivf": faiss_ivf}
 
 
-def measure(name: str, engine: str, _: argparse.Namespace) -> harness.Row:
+def measure(name: str, engine: str, _seed: int, _args: argparse.Namespace) -> harness.Row:
     """One engine on one case, once."""
     case = CASES[name]
     rows = rows_of(case)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -41,12 +42,13 @@ class Skipped(Exception):  # noqa: N818 - not an error
 def main(
     name: str,
     presets: dict[str, dict[str, list[str]]],
-    measure: Callable[[str, str, argparse.Namespace], Row],
+    measure: Callable[[str, str, int, argparse.Namespace], Row],
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> None:
-    """Run every engine on every case of a preset, each in a process of its own, one after another.
+    """Run every engine on every case of a preset, each in a process of its own.
 
-    `presets` maps a preset to its cases and each case to its engines; `measure(case, engine, args)` returns the measures.
+    `presets` maps a preset to its cases and each case to its engines; `measure(case, engine, seed, args)` returns the
+    measures, whose medians over the repeats count. Engines take turns, so that what else the machine does meets all alike.
     """
     parser = argparse.ArgumentParser(prog=name, description=sys.modules["__main__"].__doc__)
     parser.add_argument("--preset", choices=presets, default="cpu")
@@ -54,33 +56,44 @@ def main(
     parser.add_argument("--engine", action="append", help="only this engine; may be given again")
     parser.add_argument("--repeats", type=int, default=3, help="the median of so many runs counts")
     parser.add_argument("--out", type=Path, help="write the results to this file")
-    parser.add_argument("--one", nargs=2, metavar=("CASE", "ENGINE"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("CASE", "ENGINE", "SEED"), help=argparse.SUPPRESS)
     if add_arguments is not None:
         add_arguments(parser)
     args = parser.parse_args()
     if args.one:
+        case, engine, seed = args.one
         try:
-            row = measure(*args.one, args)
+            row = measure(case, engine, int(seed), args)
         except (Skipped, ImportError) as why:
             row = {"skipped": str(why)}
         print(json.dumps(row))
         return
     rows = []
-    for case, engines in presets[args.preset].items():
-        for engine in engines:
-            if case in (args.case or [case]) and engine in (args.engine or [engine]):
-                print(f"{case}: {engine} …", file=sys.stderr, flush=True)
-                rows.append({"case": case, "engine": engine, **_in_a_process(case, engine)})
+    for case, known in presets[args.preset].items():
+        if case not in (args.case or [case]):
+            continue
+        found: dict[str, list[Row]] = {engine: [] for engine in known if engine in (args.engine or [engine])}
+        for seed in range(args.repeats):
+            for engine, so_far in found.items():
+                if not any("skipped" in row for row in so_far):
+                    print(f"{case}: {engine}, {seed + 1} of {args.repeats} …", file=sys.stderr, flush=True)
+                    so_far.append(_in_a_process(case, engine, seed))
+        rows += [{"case": case, "engine": engine, **_medians(so_far)} for engine, so_far in found.items()]
     _show(name, rows)
     if args.out:
-        config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "one"}
+        config = {key: value.name if isinstance(value, Path) else value for key, value in vars(args).items() if key != "one"}
         result = {"hardware": _hardware(), "versions": _versions(), "commit": _commit(), "config": config, "rows": rows}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _in_a_process(case: str, engine: str) -> Row:
-    command = [sys.executable, *sys.argv, "--one", case, engine]
+def _medians(rows: list[Row]) -> Row:
+    skipped = next((row for row in rows if "skipped" in row), None)
+    return skipped or {measure: median(row[measure] for row in rows) for measure in rows[0]}
+
+
+def _in_a_process(case: str, engine: str, seed: int) -> Row:
+    command = [sys.executable, *sys.argv, "--one", case, engine, str(seed)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return {"skipped": f"failed with exit code {done.returncode}"}

@@ -152,31 +152,28 @@ ENGINES: dict[str, Callable[[np.ndarray, Case, int, argparse.Namespace], Labelle
 }
 
 
-def measure(name: str, engine: str, args: argparse.Namespace) -> harness.Row:
-    """One engine on one case: the medians of its repeats."""
+def measure(name: str, engine: str, seed: int, args: argparse.Namespace) -> harness.Row:
+    """One engine on one case."""
     case = CASES[name]
     if case.num_rows > 1_000_000:
         return _iterations(case, engine, args)
     rows = rows_of(case)
     run = ENGINES[engine]
-    run(rows[: 2 * case.num_clusters], case._replace(iterations=1), 0, args)  # loads and compiles
-    found: list[harness.Row] = []
-    for seed in range(args.repeats):
-        with harness.PeakMemory() as memory:
-            began = harness.now()
-            centroids, labels = run(rows, case, seed, args)
-            seconds = harness.now() - began
-        objective, exact = _exact(rows, centroids)
-        found.append(
-            {
-                "seconds": seconds,
-                "objective": objective,
-                "peak_bytes": memory.num_bytes,
-                "empty": case.num_clusters - len(np.unique(exact)),
-                "agreement": float((exact == labels).mean()),
-            }
-        )
-    return {measure: median(row[measure] for row in found) for measure in found[0]}
+    once = case._replace(iterations=1)
+    run(rows[: 2 * case.num_clusters], once, seed, args)  # loads and compiles
+    with harness.PeakMemory() as memory:
+        run(rows, once, seed, args)  # asks the system for memory
+        began = harness.now()
+        centroids, labels = run(rows, case, seed, args)
+        seconds = harness.now() - began
+    objective, exact = _exact(rows, centroids)
+    return {
+        "seconds": seconds,
+        "objective": objective,
+        "peak_bytes": memory.num_bytes,
+        "empty": case.num_clusters - len(np.unique(exact)),
+        "agreement": float((exact == labels).mean()),
+    }
 
 
 def _iterations(case: Case, engine: str, args: argparse.Namespace) -> harness.Row:
