@@ -89,7 +89,7 @@ def main(
 
 def _medians(rows: list[Row]) -> Row:
     skipped = next((row for row in rows if "skipped" in row), None)
-    return skipped or {measure: median(row[measure] for row in rows) for measure in rows[0]}
+    return skipped or {name: median(row[name] for row in rows) for name, value in rows[0].items() if value is not None}
 
 
 def _in_a_process(case: str, engine: str, seed: int) -> Row:
