@@ -33,6 +33,7 @@ class Case(NamedTuple):
 
 CASES = {
     "n50k-d256-k1000": Case(50_000, 256, 1000),
+    "n200k-d768-k4096": Case(200_000, 768, 4096),
     "n2m-d384-k16384": Case(2_000_000, 384, 16_384),
     "n2m-d1024-k65536": Case(2_000_000, 1024, 65_536),
     "n8m-d768-k1000": Case(8_000_000, 768, 1000),
@@ -282,6 +283,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    small, *large = CASES
-    presets = {"cpu": {small: list(ENGINES)}, "gpu": {case: list(ITERATIONS) for case in large}}
+    small, middle, *large = CASES
+    fast = ["windrow", "faiss-kmeans", "faiss-superkmeans", "superkmeans"]
+    presets = {"cpu": {small: list(ENGINES), middle: fast}, "gpu": {case: list(ITERATIONS) for case in large}}
     harness.main("kmeans", presets, measure, _arguments)

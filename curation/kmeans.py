@@ -22,7 +22,7 @@ from curation.errors import DataError
 from curation.exact import Grid
 from curation.journal import Journal
 from curation.seeding import mesoclusters, plus_plus
-from curation.source import ArraySource, EmbeddingSource, tensor
+from curation.source import ArraySource, EmbeddingSource, read_ahead
 from curation.threads import one_thread
 
 _SAMPLE_PER_CLUSTER, _SAMPLE_ROWS = 20, 20_000
@@ -242,8 +242,7 @@ class _Space:
 def _held(source: EmbeddingSource, device: torch.device) -> Tensor | None:
     """All rows on the device, if they fill no more of it than there is room for."""
     room, held = _room(device), None
-    for first, block in source.blocks() if room else ():
-        rows = tensor(block)
+    for first, rows in read_ahead(source) if room else ():
         if held is None:
             if source.num_rows * source.dim * rows.element_size() > room:
                 return None
@@ -301,19 +300,19 @@ class _Rows:
 
     def _read(self, size: int) -> Iterator[tuple[int, Tensor]]:
         """The source's blocks, on a GPU so many at a time that they keep it busy."""
-        waiting: list[np.ndarray] = []
+        if self.device.type == "cpu":
+            yield from read_ahead(self.source)
+            return
+        waiting: list[Tensor] = []
         start = end = 0
-        for first, block in self.source.blocks():
-            if self.device.type == "cpu":
-                yield first, tensor(block)
-                continue
+        for first, block in read_ahead(self.source):
             waiting.append(block)
             end = first + len(block)
             if end - start >= min(size, _UPLOAD):
-                yield start, torch.from_numpy(np.concatenate(waiting)).pin_memory()
+                yield start, torch.cat(waiting).pin_memory()
                 waiting, start = [], end
         if waiting:
-            yield start, torch.from_numpy(np.concatenate(waiting)).pin_memory()
+            yield start, torch.cat(waiting).pin_memory()
 
     def squared_distance(self, centroids: np.ndarray, label: Tensor) -> Tensor:
         """(N,) float32: of this worker's rows to the centroids (K, D) that `label` (N,) names."""

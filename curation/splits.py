@@ -13,7 +13,7 @@ from curation.collectives import Collectives, place_among
 from curation.grouped import grouped_kmeans, grouped_nearest
 from curation.journal import Journal
 from curation.kmeans import KMeansResult
-from curation.source import EmbeddingSource, SharedSource, tensor
+from curation.source import EmbeddingSource, SharedSource, read_ahead
 
 _SAMPLE_PER_CLUSTER = 20
 _BATCH_BYTES = 2**30
@@ -47,10 +47,9 @@ def split_clusters(
     assignment = np.empty(mine.num_rows, dtype=np.int64)
     squared = np.empty(mine.num_rows, dtype=np.float32)
     every = torch.from_numpy(centroids).to(device)
-    for first, block in mine.blocks():
+    for first, block in read_ahead(mine):
         place = slice(first, first + len(block))
-        rows = tensor(block).to(device).float()
-        label, away = grouped_nearest(rows, found.assignment[place], every, offsets)
+        label, away = grouped_nearest(block.to(device).float(), found.assignment[place], every, offsets)
         assignment[place], squared[place] = label.cpu().numpy(), away.cpu().numpy()
     sizes = workers.sum(np.bincount(assignment, minlength=len(centroids)))
     occupied = sizes > 0

@@ -179,9 +179,8 @@ def balance(run: Run) -> list[dict[str, Any]]:
             chart = charts.curves(np.asarray(sizes), selected, width, "clusters, largest first")
             part = {"of": f"level-{name[6:]} clusters", "num": len(sizes), "chart": chart, **_tv(measured)}
             drawn.append(part | {"covered": measured.get("covered")})
-        result.append(
-            {"round": number, "charts": drawn, "columns": columns, **{k: statistics[k] for k in ("pool", "selected")}}
-        )
+        known = {name: statistics.get(name) for name in ("pool", "selected", "vendi", "distance_to_selected")}
+        result.append({"round": number, "charts": drawn, "columns": columns, **known})
     return result
 
 

@@ -12,9 +12,10 @@ from curation.config import SelectConfig
 from curation.embedding_files import EmbeddingFiles
 from curation.errors import DataError
 from curation.files import atomic_path
-from curation.quality import coverage, share_empty, total_variation_from_uniform
+from curation.quality import coverage, share_empty, total_variation_from_uniform, vendi_score
 from curation.selection import Pool, Selection
 from curation.selectors import select
+from curation.source import ArraySource, EmbeddingSource
 from pipeline.artifacts import Part, read_kind
 from pipeline.cluster import read_hierarchy
 from pipeline.dedup import DUPLICATES
@@ -25,6 +26,7 @@ from pipeline.stage import Made, Work
 from trainers.data import ROWS_PER_EPOCH
 
 SELECTION, TRAINING, PSEUDO_LABELS = "selection.parquet", "training.parquet", "pseudo-labels.parquet"
+_VENDI_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,7 @@ class Select:
             parts.append(Part.of(work.out, name, table.num_rows))
         statistics = self._statistics(selection, labels)
         if embeddings is not None and len(selection.rows):
-            found = coverage(embeddings, selection.rows, stream=rng.key(self.seed, "coverage"))
-            statistics["distance_to_selected"] = found._asdict()
+            statistics |= _spread(embeddings, selection.rows, self.seed)
         return Made(parts, statistics)
 
     @staticmethod
@@ -100,6 +101,19 @@ class Select:
                 "covered": 1 - share_empty(chosen),
             }
         return {"reason": selection.reason, **selection.counts, "cluster_balance": balance}
+
+
+def _spread(embeddings: EmbeddingSource, selected: np.ndarray, seed: int) -> dict[str, Any]:
+    """How near the selected rows are to all others, and how unlike they are, beside as many rows drawn at random."""
+    num = min(len(selected), _VENDI_ROWS)
+    drawn = {
+        "selected": selected[rng.permute(rng.key(seed, "vendi selected"), np.arange(num), len(selected))],
+        "pool": rng.permute(rng.key(seed, "vendi pool"), np.arange(num), embeddings.num_rows),
+    }
+    # A matrix product may differ in its last bits with the number of threads; a manifest may not.
+    unlike = {of: round(vendi_score(ArraySource(embeddings.take(np.sort(rows)))), 4) for of, rows in drawn.items()}
+    found = coverage(embeddings, selected, stream=rng.key(seed, "coverage"))
+    return {"distance_to_selected": found._asdict(), "vendi": unlike}
 
 
 def _pool(work: Work) -> tuple[Pool, np.ndarray]:

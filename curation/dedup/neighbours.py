@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curation.distance import FullProducts, default_device
 from curation.sampling import grouped
-from curation.source import EmbeddingSource, tensor
+from curation.source import EmbeddingSource, read_ahead, tensor
 
 _HELD = 2**26
 """Numbers of row data held at once."""
@@ -58,9 +58,9 @@ def find_visits(
     search = FullProducts(centres, centres.mean(0))
     number = torch.arange(len(centres), device=device)
     rows, clusters, missed = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    for first, block in source.blocks():
+    for first, block in read_ahead(source):
         for start in range(0, len(block), search.block_rows):
-            some = tensor(block[start : start + search.block_rows]).to(device)
+            some = block[start : start + search.block_rows].to(device)
             home = torch.from_numpy(assignment[first + start : first + start + len(some)].astype(np.int64)).to(device)
             squared = search.squared(some)
             apart = search.squared(centres[home]).sqrt()

@@ -6,7 +6,7 @@ import torch
 from curation.dedup.neighbours import Pairs
 from curation.dedup.rules import original_of
 from curation.distance import FullProducts, default_device, squared_distance
-from curation.source import EmbeddingSource, tensor
+from curation.source import EmbeddingSource, read_ahead
 
 
 def brute_force(source: EmbeddingSource, rows: np.ndarray, radius: float, *, device: torch.device | None = None) -> Pairs:
@@ -15,9 +15,9 @@ def brute_force(source: EmbeddingSource, rows: np.ndarray, radius: float, *, dev
     queries = torch.from_numpy(source.take(rows).astype(np.float32)).to(device)
     products = FullProducts(queries, queries.mean(0))
     found = [np.empty((3, 0))]
-    for first, block in source.blocks():
+    for first, block in read_ahead(source):
         for start in range(0, len(block), products.block_rows):
-            some = tensor(block[start : start + products.block_rows]).to(device)
+            some = block[start : start + products.block_rows].to(device)
             squared = products.squared(some)
             other, query = (squared <= radius * radius + 1e-4 * squared.mean() + 1e-6).nonzero(as_tuple=True)
             exact = squared_distance(some[other], queries, query)

@@ -119,7 +119,23 @@ def test_the_cut_into_blocks_does_not_matter() -> None:
     first, *others = (kmeans(ArraySource(rows, block_rows=size), 30, stream=1) for size in (5000, 1024, 977))
     for other in others:
         assert np.array_equal(first.assignment, other.assignment)
-        assert np.allclose(first.centroids, other.centroids, atol=1e-5)
+        assert np.array_equal(first.centroids, other.centroids)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(20, 400), st.integers(1, 30), st.integers(1, 12), st.booleans(), st.integers(0, 10**6))
+def test_the_order_of_rows_does_not_matter(num: int, clusters: int, dim: int, weighted: bool, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    rows, order = draws.standard_normal((num, dim)).astype(np.float32), draws.permutation(num)
+    weights = draws.uniform(0.5, 2, num).astype(np.float32) if weighted else None
+    options = {"stream": 1, "initial": draws.standard_normal((min(clusters, num), dim)), "max_iterations": 5}
+    first = kmeans(ArraySource(rows), min(clusters, num), weights=weights, **options)
+    other = kmeans(
+        ArraySource(rows[order]), min(clusters, num), weights=weights if weights is None else weights[order], **options
+    )
+    assert np.array_equal(first.centroids, other.centroids)
+    assert np.array_equal(first.assignment[order], other.assignment)
+    assert np.allclose(first.squared_distance[order], other.squared_distance)
 
 
 def test_a_subset_is_clustered_like_its_copy() -> None:
