@@ -105,7 +105,7 @@ def test_balance_is_what_the_manifest_says(labelled: Path) -> None:
         assert f"{measured['tv_selected']:.3f} · {measured['covered']:.0%} covered" in text
     assert f"{statistics['selected']} selected in round 0" in text
     vendi = statistics["vendi"]
-    assert f"{vendi['pool']:.1f} for as many random samples of the pool → {vendi['selected']:.1f} for the selected" in text
+    assert f"Vendi score {vendi['pool']:.1f} → {vendi['selected']:.1f}" in text
     assert f"{statistics['distance_to_selected']['mean']:.2f} on average" in text
 
 
