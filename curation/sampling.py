@@ -18,8 +18,10 @@ _CANDIDATES = 2**26
 _ANY = np.uint32(2**32 - 1)
 
 
-def sizes_of(level: Level, available: np.ndarray) -> np.ndarray:
-    """(K,) int64: the rows of a finest level that are `available` (N,), in each cluster."""
+def sizes_of(level: Level, available: np.ndarray | None) -> np.ndarray:
+    """(K,) int64: the rows of a finest level that are `available` (N,), None for all, in each cluster."""
+    if available is None:
+        return level.sizes
     sizes = np.zeros(level.num_clusters, dtype=np.int64)
     for start in range(0, len(available), _BLOCK):
         labels = level.assignment[start : start + _BLOCK][available[start : start + _BLOCK]]

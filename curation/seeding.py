@@ -31,10 +31,10 @@ def plus_plus(
     """
     journal = journal or Journal()
     saved = journal.load("seeding")
-    chosen, last_step = (saved["chosen"], int(saved["step"])) if saved else (np.empty(0, np.int64), None)
+    chosen, done = (saved["chosen"], int(saved["step"])) if saved else (np.empty(0, np.int64), 8)
     trials = 2 + int(math.log(max(1, min(num_seeds, len(points)))))
     for step in (4, 2, 1):
-        if last_step is None or step < last_step:
+        if step < done:
             some = slice(None, None, step)
             thinned = points[some], None if weights is None else weights[some]
             wanted = min(num_seeds // step, len(thinned[0]))
@@ -57,8 +57,8 @@ def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds
         every = torch.ones_like(norms) if weights is None else weights
         chosen = _draw(every, 1, rng.generator(rng.key(stream, "first"))).tolist()
     mass = norms if weights is None else norms * weights
-    coarse = coarse_dtype(points.device) != torch.float32
-    seeds = _Seeds(points, norms, coarse_dtype(points.device))
+    dtype = coarse_dtype(points.device)
+    seeds = _Seeds(points, norms, dtype)
     nearest = seeds.nearest(chosen)
     round_number = 0
     while len(chosen) < num_seeds:
@@ -69,9 +69,9 @@ def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds
         if weights is not None:
             squared *= weights
         potential = float(squared.double().sum())
-        if coarse and potential < float(mass.double().sum()) / 32:
-            coarse = False
-            seeds = _Seeds(points, norms, torch.float32)
+        if dtype != torch.float32 and potential < float(mass.double().sum()) / 32:
+            dtype = torch.float32
+            seeds = _Seeds(points, norms, dtype)
             nearest = seeds.nearest(chosen)
             continue
         if potential <= 0:

@@ -56,6 +56,10 @@ class Pool:
     def num_available(self) -> int:
         return self.num_rows if self.available is None else int(np.count_nonzero(self.available))
 
+    def available_rows(self) -> np.ndarray:
+        """(A,) int64: ascending."""
+        return np.arange(self.num_rows) if self.available is None else np.flatnonzero(self.available)
+
     def chosen(self, rows: np.ndarray) -> "Pool":
         """The same pool, of which only `rows` (S,) are left."""
         left = np.zeros(self.num_rows, dtype=bool)

@@ -61,7 +61,7 @@ def _of_clusters(pool: Pool, queries: EmbeddingSource, budget: int, stream: int)
     votes = np.zeros(level.num_clusters, dtype=np.int64)
     for some in _read(queries, search.block_rows):
         votes += np.bincount(search(some.to(device)).label.cpu().numpy(), minlength=len(votes))
-    sizes = level.sizes if pool.available is None else sizes_of(level, pool.available)
+    sizes = sizes_of(level, pool.available)
     rows, _ = draw(level.assignment, sizes, apportion(votes, sizes, budget), by_chance(stream), pool.available)
     return Selection.of(rows, "retrieval", clusters=int(np.count_nonzero(votes)), unspent=budget - len(rows))
 

@@ -5,13 +5,11 @@ Okanovic et al., "Repeated Random Sampling for Minimizing the Time-to-Accuracy o
 
 from dataclasses import replace
 
-import numpy as np
-
 from curation.config import Rs2Config
 from curation.selection import Pool, Selection
 
 
 def select(config: Rs2Config, pool: Pool, budget: int, *, stream: int) -> Selection:  # noqa: ARG001  as all selectors are called
     """All available rows, of which an epoch shows `budget`, drawn without replacement."""
-    rows = np.arange(pool.num_rows) if pool.available is None else np.flatnonzero(pool.available)
+    rows = pool.available_rows()
     return replace(Selection.of(rows, "rs2"), per_epoch=min(budget, len(rows)))

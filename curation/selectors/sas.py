@@ -32,7 +32,7 @@ def select(config: SasConfig, pool: Pool, budget: int, *, stream: int) -> Select
         raise ConfigError(f"select.level is {config.level}, but there are {depth} levels of clusters. Set 1 to {depth}.")
     level = config.level or depth
     labels = pool.hierarchy.labels(level)
-    rows = np.arange(pool.num_rows) if pool.available is None else np.flatnonzero(pool.available)
+    rows = pool.available_rows()
     sizes = np.bincount(labels[rows], minlength=pool.hierarchy.levels[level - 1].num_clusters)
     shares = apportion(sizes, sizes, min(budget, len(rows)))
     chosen = [rows[(shares == sizes)[labels[rows]]]]

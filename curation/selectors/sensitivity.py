@@ -25,7 +25,7 @@ def select(config: SensitivityConfig, pool: Pool, budget: int, *, stream: int) -
     A row without any mass, which equals a centroid of no loss, has a chance only when all others are in.
     """
     level = pool.hierarchy.levels[0]
-    rows = np.arange(pool.num_rows) if pool.available is None else np.flatnonzero(pool.available)
+    rows = pool.available_rows()
     mass = config.coefficient * level.squared_distance[rows].astype(np.float64) ** (config.power / 2)
     if pool.scores is not None:
         mass += _centre_scores(level, pool.scores)[level.assignment[rows]]

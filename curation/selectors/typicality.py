@@ -27,7 +27,7 @@ def select(config: TypicalityConfig, pool: Pool, budget: int, *, stream: int) ->
     once. There a cluster gives nothing if it is very small, and the clusters are as many as the budget.
     """
     level, source = pool.hierarchy.levels[0], pool.need_embeddings()
-    sizes = level.sizes if pool.available is None else sizes_of(level, pool.available)
+    sizes = sizes_of(level, pool.available)
     whole, goal = np.array([0, len(sizes)]), np.array([min(budget, pool.num_available)])
     amounts = water_fill(sizes, whole, goal, stream=rng.key(stream, "clusters"))
     # Of clusters that go in whole or not at all nothing need be read.
