@@ -1,6 +1,6 @@
 """What a user may set about encoders, training and evaluation."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,10 +20,21 @@ class PixelsConfig(Config):
     """Components to keep; capped at what the pixels and the sample allow."""
 
 
+_VIT_SIZES = {
+    "tiny": {"dim": 192, "depth": 12, "heads": 3},
+    "small": {"dim": 384, "depth": 12, "heads": 6},
+    "base": {"dim": 768, "depth": 12, "heads": 12},
+    "large": {"dim": 1024, "depth": 24, "heads": 16},
+    "giant": {"dim": 1536, "depth": 40, "heads": 24},
+}
+
+
 class VitConfig(Config):
     """Our Vision Transformer (Dosovitskiy et al. 2021); its weights load into timm's VisionTransformer."""
 
     type: Literal["vit"] = "vit"
+    size: Literal["tiny", "small", "base", "large", "giant"] | None = Field(default=None, exclude=True)
+    """One word for dim, depth and heads: those of ViT-Ti, S, B and L, or of DINOv2's g, which is made with mlp=swiglu."""
     image_size: int = Field(default=224, ge=8)
     patch_size: int = Field(default=16, ge=1)
     dim: int = Field(default=192, ge=8)
@@ -31,6 +42,31 @@ class VitConfig(Config):
     heads: int = Field(default=3, ge=1)
     pool: Literal["class", "mean"] = "class"
     """The feature: the class token, or the mean of the patch tokens, which small models on small images learn faster."""
+    registers: int = Field(default=0, ge=0)
+    """Tokens of no patch, for the network to keep things in that it would write over plain patches (Darcet et al. 2024)."""
+    layer_scale: float | None = Field(default=None, gt=0)
+    """Learn a factor per channel of every residual branch, starting from this (CaiT; DINOv2: 1e-5). None: no factor."""
+    drop_path: float = Field(default=0, ge=0, lt=1)
+    """Stochastic depth: the share of samples that skip the last block in training, rising linearly from none at the first."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """The plain MLP, or a gated one of as many weights (Shazeer 2020; DINOv2's g)."""
+    positions: Literal["learned", "rope"] = "learned"
+    """Learned for every patch of `image_size` and interpolated for other sizes, or rotary as in DINOv3, which is no part of
+    timm's VisionTransformer."""
+    mask_token: bool = False
+    """Have a token to put in place of masked patches, for methods that predict those. Not part of the saved encoder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_size(cls, settings: Any) -> Any:
+        """Put the dimensions that `size` stands for in its place."""
+        meant = _VIT_SIZES.get(str(settings.get("size"))) if isinstance(settings, dict) else None
+        if meant is None:
+            return settings
+        for name, value in meant.items():
+            if settings.get(name, value) != value:
+                raise ValueError(f"size {settings['size']} means {name} {value}, found {settings[name]}: leave out one of them")
+        return {name: value for name, value in settings.items() if name != "size"} | meant
 
     @model_validator(mode="after")
     def _divisible(self) -> "VitConfig":
@@ -38,6 +74,8 @@ class VitConfig(Config):
             raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
+        if self.positions == "rope" and self.dim // self.heads % 4:
+            raise ValueError(f"with positions=rope, dim {self.dim} must be a multiple of 4 * heads {self.heads}")
         return self
 
 

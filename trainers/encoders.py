@@ -62,10 +62,14 @@ class Encoder(nn.Module):
         return self.backbone(self.inputs.normalize(images)).float()
 
     def save(self, directory: Path) -> None:
-        """Write `encoder.safetensors` (keys as timm names them) and `encoder.json`."""
+        """Write `encoder.safetensors` (keys as timm names them; no mask token, which timm lacks) and `encoder.json`."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.backbone.state_dict().items()}
+        description = self.config.model_dump(mode="json")
+        if isinstance(self.config, VitConfig):
+            state.pop("mask_token", None)
+            description["mask_token"] = False
         write_atomic(directory / WEIGHTS, save(state))
-        write_atomic(directory / DESCRIPTION, json.dumps(self.config.model_dump(mode="json"), indent=1) + "\n")
+        write_atomic(directory / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> "Encoder":
