@@ -114,12 +114,12 @@ class PatchEmbed(nn.Module):
 
 
 class Tokens(NamedTuple):
-    """Normalised features of every group of crops."""
+    """Normalised features of groups of crops."""
 
-    features: list[Tensor]
-    """(B, D) each: what `VisionTransformer.forward` returns for that group."""
+    features: Tensor
+    """(B_0 + B_1 + …, D): one of every crop, as `VisionTransformer.forward` returns them, group after group."""
     patches: list[Tensor]
-    """(B, H / P * W / P, D) each, row by row."""
+    """(B_i, H_i / P * W_i / P, D) of every group, row by row."""
 
 
 class VisionTransformer(nn.Module):
@@ -170,7 +170,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to features (B, D)."""
-        return self.tokens([images]).features[0]
+        return self.tokens([images]).features
 
     def tokens(self, crops: Sequence[Tensor], mask: Tensor | None = None, orders: Sequence[Tensor] | None = None) -> Tokens:
         """Normalised crops of several sizes [(B_i, 3, H_i, W_i), …] in one pass over their packed tokens.
@@ -194,10 +194,14 @@ class VisionTransformer(nn.Module):
                 x = checkpoint(block, x, groups, rotations, subsets, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, groups, rotations, subsets)
-        samples = unpack(self.norm(x), groups)
+        samples = unpack(x, groups)
         patches = [group[:, self._prefix :] for group in samples]
-        features = [group.mean(1) for group in patches] if self.config.pool == "mean" else [group[:, 0] for group in samples]
-        return Tokens([self.fc_norm(group) for group in features], [self.fc_norm(group) for group in patches])
+        if self.config.pool == "mean":
+            features, norm = [group.mean(1) for group in patches], self.fc_norm
+        else:
+            features, norm = [group[:, 0] for group in samples], self.norm
+        # Normalised apart, so that a compiler can leave out what the caller does not use.
+        return Tokens(norm(torch.cat(features)), [norm(group) for group in patches])
 
     def draw_orders(self, samples: Sequence[int], generator: torch.Generator) -> list[Tensor] | None:
         """The random orders that `tokens` needs for groups of so many samples; None if nothing is ever dropped.
@@ -225,8 +229,7 @@ class VisionTransformer(nn.Module):
             prefix = prefix + self.pos_embed[:, :1]
         if self.pos_embed is not None:
             samples = [group + self._positions(*self._shape(images)) for group, images in zip(samples, crops, strict=True)]
-        # The residual stream has the precision of the parameters, under autocast too.
-        return [torch.cat([prefix.expand(len(group), -1, -1), group.to(prefix.dtype)], dim=1) for group in samples]
+        return [torch.cat([prefix.expand(len(group), -1, -1), group], dim=1) for group in samples]
 
     def _shape(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches."""
