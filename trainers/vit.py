@@ -58,7 +58,7 @@ class SwiGlu(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A factor per channel on a residual branch, small at first (Touvron et al., ICCV 2021, section 2.1)."""
+    """A factor per channel on a residual branch, small at first (Touvron et al., ICCV 2021, section 2)."""
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
@@ -125,9 +125,10 @@ class Tokens(NamedTuple):
 class VisionTransformer(nn.Module):
     """Modules carry timm's names, so that weights travel both ways; only a mask token has no place in timm's encoders.
 
-    Crops of any multiple of the patch size are taken. As in all of timm's models, the class token has a position of its own
-    only if there are no registers. Set `checkpoints_blocks` to recompute blocks in the backward pass instead of keeping their
-    activations. Build it on the meta device, `to_empty` and `init_weights` to spare the memory of a whole copy.
+    Crops of any multiple of the patch size are taken. As in timm's plain models the class token has a learned position, and as
+    in those with registers it then has none. Set `checkpoints_blocks` to recompute blocks in the backward pass instead of
+    keeping their activations. To spare the memory of a whole copy, build it on the meta device, then `to_empty` and
+    `init_weights`.
     """
 
     def __init__(self, config: VitConfig) -> None:
