@@ -1,6 +1,7 @@
 """train: self-supervised pretraining on the selection, one process a rank."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Train:
         if previous:
             read_kind(previous, "training")
         ranks = self.num_ranks(work)
-        init_from = checkpoint.newest_path(previous / CHECKPOINTS) if previous else None
+        init_from = checkpoint.newest(previous / CHECKPOINTS) if previous else None
         if previous and init_from is None:
             raise DataError(f"{previous} has no checkpoint left to start from. Train it again, or start without it.")
         args = (self.config, selection / TRAINING, samples, work.out, self.seed, init_from)
@@ -57,12 +58,13 @@ class Train:
                 f"{work.out / METRICS} has {steps:,} lines after {last.step:,} steps: something else wrote to it. See that "
                 f"no other process trains into {work.out}, delete that directory, and run again."
             )
-        newest = checkpoint.newest_path(work.out / CHECKPOINTS)
+        newest = checkpoint.newest(work.out / CHECKPOINTS)
         assert newest is not None
         for old in (work.out / CHECKPOINTS).iterdir():
             if old != newest:
-                old.unlink()
-        paths = [f"{CHECKPOINTS}/{newest.name}", METRICS, WEIGHTS, DESCRIPTION]
+                shutil.rmtree(old)
+        paths = [f"{CHECKPOINTS}/{newest.name}/{file.name}" for file in sorted(newest.iterdir())]
+        paths += [METRICS, WEIGHTS, DESCRIPTION]
         return Made(
             [Part.of(work.out, path, steps if path == METRICS else 0) for path in paths],
             {"steps": steps, "samples_seen": steps * self.config.global_batch_size, "final_loss": losses[-1]},
@@ -86,8 +88,6 @@ def train_rank(
     config: TrainConfig, training_list: Path, samples: Path, out: Path, seed: int, init_from: Path | None
 ) -> Iterator[TrainProgress]:
     """One rank of the training."""
-    import torch.distributed as dist
-
     from curation.distance import default_device
     from trainers.data import SampleList
     from trainers.train import train
@@ -97,7 +97,6 @@ def train_rank(
         SampleList.read(training_list, samples),
         out,
         seed=seed,
-        rank=dist.get_rank() if dist.is_initialized() else 0,
         device=default_device(),
         init_from=init_from,
     )

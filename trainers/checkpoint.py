@@ -1,61 +1,143 @@
-"""Checkpoints: whole, few, and readable without trusting them."""
+"""Checkpoints: sharded, whole or not there at all, written while training goes on, and readable without trusting them.
 
-import pickle
-import sys
+A checkpoint is a directory of safetensors files, each rank's own, and `state.json`, which is written last. torch's distributed
+checkpointing reads it back on any number of ranks, split in any way.
+"""
+
+import json
+import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from curation.errors import DataError
-from curation.files import atomic_path
+from curation.files import write_atomic
+from trainers.distributed import rank
 
+STATE = "state.json"
 _KEPT = 2
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
-def save(directory: Path, step: int, state: dict[str, Any]) -> None:
-    """Write `state` as the checkpoint of `step`, then delete all but the newest two."""
-    with atomic_path(directory / f"step-{step:08d}.pt") as temporary, temporary.open("wb") as file:
-        torch.save(_canonical(state), file)
-    for old in _all(directory)[:-_KEPT]:
-        old.unlink()
+class Checkpoints:
+    """Those of one training. All ranks call the same methods in the same order."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        # Of its own: the training sends messages at the same time.
+        self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        if rank() == 0:
+            for left in directory.glob(".step-*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def save(self, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
+        """Write the checkpoint of `step`, with the JSON values `facts`, in the background; the tensors are copied at once.
+
+        Raises DataError if the checkpoint before could not be written.
+        """
+        self.finish()
+        path = self._directory / f".step-{step:08d}"
+        if rank() == 0:
+            path.mkdir(parents=True)
+        if self._group is not None:
+            dist.barrier(self._group)
+        tensors, _ = _tensors(method, optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
+            written = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        assert isinstance(written, Future)
+        self._writing = self._thread.submit(self._complete, path, written, {"step": step, **facts})
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written is there. Raises DataError if it could not be."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _complete(self, path: Path, written: Future[Any], facts: dict[str, Any]) -> None:
+        """Once all ranks have written theirs, show the checkpoint and delete all but the newest two."""
+        try:
+            written.result()
+            if rank() == 0:
+                for file in path.glob("*.safetensors"):
+                    _sort_header(file)
+                write_atomic(path / STATE, json.dumps(facts) + "\n")
+                path.rename(path.with_name(path.name[1:]))
+                for old in _all(self._directory)[:-_KEPT]:
+                    shutil.rmtree(old)
+        except (OSError, CheckpointException) as error:
+            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            raise DataError(
+                f"The checkpoint of step {facts['step']:,} could not be written to {self._directory}: {cause}. Earlier "
+                "checkpoints are whole. Make room there and run the same command again."
+            ) from error
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read one checkpoint. Tensors and plain containers only: a checkpoint from a stranger can run no code."""
+def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """Read a checkpoint into `method` and `optimizer`, on all ranks; returns its facts. No code in it can run.
+
+    Raises DataError if it cannot be read, KeyError if it was made by another method or encoder.
+    """
+    tensors, of_optimizer = _tensors(method, optimizer)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        facts: dict[str, Any] = json.loads((path / STATE).read_text())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reader = HuggingFaceStorageReader(str(path))
+            found = reader.read_metadata().state_dict_metadata
+            wrong = [
+                name
+                for name, tensor in tensors.items()
+                if name not in found or tuple(found[name].size) != tuple(tensor.shape)  # type: ignore[union-attr]
+            ]
+            if wrong:
+                raise KeyError(f"no fitting {', '.join(wrong[:3])} in {path}")
+            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    except KeyError:
+        raise
+    except Exception as error:  # damaged files raise whatever the reader stumbles over
         raise DataError(
             f"The checkpoint {path} cannot be read: {error} Delete it to continue from the one before it."
         ) from error
-    assert isinstance(state, dict)
-    return state
+    if optimizer is not None:
+        set_optimizer_state_dict(method, optimizer, of_optimizer, options=_FLAT)
+    return facts
 
 
-def newest(directory: Path, device: torch.device) -> dict[str, Any] | None:
-    """The state of the newest checkpoint in `directory`, or None."""
-    paths = _all(directory)
-    return load(paths[-1], device) if paths else None
-
-
-def newest_path(directory: Path) -> Path | None:
+def newest(directory: Path) -> Path | None:
     """Where the newest checkpoint in `directory` is, or None."""
     return next(iter(_all(directory)[::-1]), None)
 
 
-def _canonical(value: Any) -> Any:
-    """An equal value whose bytes, once saved, depend on nothing but the value.
+def _tensors(method: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything to keep, by name, and the optimizer's state, whose tensors are among it."""
+    of_optimizer = {} if optimizer is None else get_optimizer_state_dict(method, optimizer, options=_FLAT)
+    kept = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
+    kept |= {f"optimizer.{name}": value for name, value in of_optimizer.items() if isinstance(value, Tensor)}
+    return dict(sorted(kept.items())), of_optimizer  # the optimizer's own order changes when it is read back
 
-    A saved file refers back to objects it has already seen, so sharing, which differs between a fresh and a resumed
-    process, would show.
-    """
-    if isinstance(value, dict):
-        return {_canonical(key): _canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)([_canonical(item) for item in value])
-    return sys.intern(value) if isinstance(value, str) else value
+
+def _sort_header(path: Path) -> None:
+    """Give equal tensors equal bytes: the library writes its three remarks in an order that changes from run to run."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.dumps(json.loads(file.read(length)), sort_keys=True, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(header.ljust(length))
 
 
 def _all(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-*.pt"))
+    return sorted(path for path in directory.glob("step-*") if (path / STATE).exists())

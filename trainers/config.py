@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from curation.config import Config
+from trainers.method_config import DinoConfig, MethodConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
@@ -125,41 +126,6 @@ class ViewsConfig(Config):
         return self
 
 
-class DinoConfig(Config):
-    """Self-distillation with no labels (Caron et al. 2021). Defaults from its paper and code for ViT-S."""
-
-    type: Literal["dino"] = "dino"
-    prototypes: int = Field(default=65536, ge=2)
-    hidden_dim: int = Field(default=2048, ge=1)
-    bottleneck_dim: int = Field(default=256, ge=1)
-    student_temperature: float = Field(default=0.1, gt=0)
-    teacher_temperature: float = Field(default=0.04, gt=0)
-    teacher_temperature_start: float = Field(default=0.04, gt=0)
-    """Rises linearly from here over `teacher_warmup_epochs`."""
-    teacher_warmup_epochs: float = Field(default=0, ge=0)
-    momentum: float = Field(default=0.996, ge=0, le=1)
-    """Of the teacher; rises to 1 on a cosine."""
-    center_momentum: float = Field(default=0.9, ge=0, lt=1)
-    freeze_prototypes_epochs: float = Field(default=1, ge=0)
-
-
-class SwavConfig(Config):
-    """Swapped assignments between views (Caron et al. 2020). Defaults from its paper and code."""
-
-    type: Literal["swav"] = "swav"
-    prototypes: int = Field(default=3000, ge=2)
-    hidden_dim: int = Field(default=2048, ge=1)
-    bottleneck_dim: int = Field(default=128, ge=1)
-    temperature: float = Field(default=0.1, gt=0)
-    epsilon: float = Field(default=0.05, gt=0)
-    """Entropy regularisation of the Sinkhorn codes."""
-    sinkhorn_iterations: int = Field(default=3, ge=1)
-    freeze_prototypes_epochs: float = Field(default=1, ge=0)
-
-
-MethodConfig = Annotated[DinoConfig | SwavConfig, Field(discriminator="type")]
-
-
 class TrainConfig(Config):
     """Self-supervised pretraining on the selected samples."""
 
@@ -182,6 +148,11 @@ class TrainConfig(Config):
     """Largest global gradient norm."""
     warm_start: bool = True
     """From the second round on, start from the last round's student and teacher instead of from nothing."""
+    accumulation: int = Field(default=1, ge=1)
+    """Parts of a rank's samples that are in the networks one after another, for batches that do not fit at once. The loss sees
+    all of them together; each more than one costs one more forward pass in all."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Whole networks on every rank; split over all ranks; or split over the ranks of a machine and whole on every machine."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on the CPU."""
     ranks: int | None = Field(default=None, ge=1)
@@ -197,6 +168,10 @@ class TrainConfig(Config):
     def _fits(self) -> "TrainConfig":
         if self.ranks and self.global_batch_size % self.ranks:
             raise ValueError(f"global_batch_size {self.global_batch_size} must be a multiple of ranks {self.ranks}")
+        if self.global_batch_size % (self.accumulation * (self.ranks or 1)):
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} must be a multiple of ranks times accumulation {self.accumulation}"
+            )
         if isinstance(self.encoder, VitConfig):
             for name in ("global_size", "local_size"):
                 if getattr(self.views, name) % self.encoder.patch_size:

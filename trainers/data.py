@@ -102,6 +102,10 @@ class Batch:
 
     row_id: np.ndarray
     """(B,) int64."""
+    index: np.ndarray
+    """(B,) int64: into the training list."""
+    position: np.ndarray
+    """(B,) int64: in the endless stream."""
     global_crops: Tensor
     """(2, B, 3, G, G) uint8."""
     local_crops: Tensor
@@ -157,16 +161,18 @@ class Loader:
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """The batches of steps `first_step` to `first_step + num_steps`, decoded ahead in threads."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
-            ahead: deque[tuple[np.ndarray, views.Draws, list[Future[tuple[Tensor, Tensor]]]]] = deque()
+            ahead: deque[tuple[np.ndarray, np.ndarray, views.Draws, list[Future[tuple[Tensor, Tensor]]]]] = deque()
             try:
                 for step in range(first_step, first_step + num_steps + 2):
                     if step < first_step + num_steps:
                         ahead.append(self._begin(step, pool))
                     if step >= first_step + 2:
-                        row_id, draws, futures = ahead.popleft()
+                        position, index, draws, futures = ahead.popleft()
                         cut = [future.result() for future in futures]
                         yield Batch(
-                            row_id=row_id,
+                            row_id=self._samples.row_id[index],
+                            index=index,
+                            position=position,
                             global_crops=torch.stack([pair[0] for pair in cut], dim=1),
                             local_crops=torch.stack([pair[1] for pair in cut], dim=1),
                             draws=draws,
@@ -176,13 +182,13 @@ class Loader:
 
     def _begin(
         self, step: int, pool: ThreadPoolExecutor
-    ) -> tuple[np.ndarray, views.Draws, list[Future[tuple[Tensor, Tensor]]]]:
+    ) -> tuple[np.ndarray, np.ndarray, views.Draws, list[Future[tuple[Tensor, Tensor]]]]:
         start = step * self._global_batch_size
         positions = np.arange(start + self._rank, start + self._global_batch_size, self._world_size)
         indices = self.order(positions)
         draws = views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
         futures = [pool.submit(self._crops, int(index), numbers) for index, numbers in zip(indices, draws.numbers, strict=True)]
-        return self._samples.row_id[indices], draws, futures
+        return positions, indices, draws, futures
 
     def _crops(self, index: int, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         return views.crops(self._config, self._samples.image(index), numbers)

@@ -1,8 +1,13 @@
 """The few collectives training needs, with or without a process group."""
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from curation.errors import ConfigError
 
@@ -12,6 +17,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Of this process; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all ranks, in place, without gradient."""
     if world_size() > 1:
@@ -19,9 +29,54 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """A sum whose gradient is summed too."""
+def parallelise(method: nn.Module, mode: str, device: torch.device) -> None:
+    """Spread the `student` and `teacher` of a method over the ranks: "ddp", "fsdp" or "hsdp". Their parameters become DTensors.
 
+    One mechanism for all three: whole networks are split over groups of one rank. Each block of a backbone is a unit of its
+    own, so that communication hides behind computation. Gradients come out averaged over ranks.
+    """
+    if world_size() == 1:
+        return
+    per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    split = {"ddp": 1, "fsdp": world_size(), "hsdp": per_machine}[mode]
+    mesh = init_device_mesh(device.type, (world_size() // split, split), mesh_dim_names=("replicate", "shard"))
+    for network in (getattr(method, "student", None), getattr(method, "teacher", None)):
+        if network is None:
+            continue
+        for block in getattr(network.backbone, "blocks", ()):
+            fully_shard(block, mesh=mesh)
+        # Also after a forward pass that no backward pass follows, as the teacher's: its parameters are to be moved.
+        fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module with every split tensor put together, on all ranks."""
+    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in module.state_dict().items()}
+
+
+def average(method: nn.Module) -> None:
+    """Average over ranks the gradients of parameters that are whole on each of them: those that `parallelise` left alone."""
+    whole = [p.grad for p in method.parameters() if p.grad is not None and not isinstance(p, DTensor)]
+    if world_size() > 1 and whole:
+        for gradient in whole:
+            dist.all_reduce(gradient)
+        torch._foreach_div_(whole, world_size())
+
+
+def clip_gradients(parameters: list[nn.Parameter], most: float) -> Tensor:
+    """Scale all gradients so that their norm together is at most `most`; returns what it was, a scalar on the device."""
+    kinds: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds[isinstance(parameter, DTensor)].append(parameter)
+    norms = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds.values() if kind]
+    norm = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
+    for kind in kinds.values():
+        nn.utils.clip_grads_with_norm_(kind, most, norm)
+    return norm
+
+
+class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(_: object, tensor: Tensor) -> Tensor:
         return sum_over_ranks(tensor.clone())
@@ -29,6 +84,36 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(_: object, gradient: Tensor) -> Tensor:
         return sum_over_ranks(gradient.clone())
+
+
+def sum_with_gradient(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over all ranks. Its gradient is of the sum of all ranks' losses: the loop averages over ranks."""
+    return _SumOverRanks.apply(tensor) if world_size() > 1 else tensor
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(_: object, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    @staticmethod
+    def backward(_: object, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient.clone()).unflatten(0, (-1, world_size()))[:, rank()]
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """(B, ...) of every rank as (world size * B, ...) in the order of the global batch, whose samples ranks take in turns.
+
+    The gradient is of the sum of all ranks' losses: the loop averages over ranks.
+    """
+    return _Gather.apply(tensor) if world_size() > 1 else tensor
+
+
+def gathered_rows(num_rows: int, device: torch.device) -> Tensor:
+    """(B,) int64: where this rank's B rows are in what `gather` returns."""
+    return torch.arange(num_rows, device=device) * world_size() + rank()
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -51,7 +136,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         count = x.numel() // x.shape[1] * world_size()
         # Both moments travel in one message; in double precision their difference does not cancel.
         sums = torch.stack([x.sum(axes, dtype=torch.float64), (x * x).sum(axes, dtype=torch.float64)])
-        first, second = _SumOverRanks.apply(sums) / count
+        first, second = sum_with_gradient(sums) / count
         mean, variance = first.float(), (second - first * first).clamp_min(0).float()
         if self.running_mean is not None and self.running_var is not None:
             momentum = 0.1 if self.momentum is None else self.momentum

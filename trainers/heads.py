@@ -1,10 +1,32 @@
-"""Projection heads."""
+"""Projection heads, prototypes, and the network that a method trains."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.distributed import GlobalBatchNorm
+
+
+class Network(nn.Module):
+    """A backbone with a projector and, where a method has one, a predictor."""
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module, predictor: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+        self.predictor = predictor
+
+    def forward(self, crops: list[Tensor]) -> tuple[Tensor, ...]:
+        """Crop groups [(V_i, B, 3, S_i, S_i)] to embeddings (B, V, D), V = sum of the V_i."""
+        num_samples = crops[0].shape[1]
+        features = torch.cat([self.backbone(group.flatten(0, 1)) for group in crops])
+        projected = self.projector(features)
+        if self.predictor is not None:
+            projected = self.predictor(projected)
+        return (projected.unflatten(0, (-1, num_samples)).transpose(0, 1),)
 
 
 class Prototypes(nn.Module):
@@ -19,59 +41,90 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(torch.empty(num, dim))
         nn.init.trunc_normal_(self.weight, std=0.02)
 
+    def directions(self) -> Tensor:
+        """(K, D), each of length 1."""
+        return F.normalize(self.weight, dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) to (B, K)."""
-        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+        """(..., D) to (..., K)."""
+        return F.linear(F.normalize(x, dim=-1), self.directions())
 
 
-class Head(nn.Module):
-    """A projection MLP and prototypes on its unit-length output."""
+class NestedPrototypes(nn.ModuleList):
+    """Prototypes for every level of a nested projector, half as many for each level as for the one before."""
 
-    def __init__(self, projection: nn.Module, dim: int, prototypes: int) -> None:
+    def __init__(self, dim: int, num: int, levels: int) -> None:
+        super().__init__(Prototypes(dim, max(2, num >> level)) for level in range(levels))
+        self._dim = dim
+        self._nums = [max(2, num >> level) for level in range(levels)]
+        self.total = sum(self._nums)
+
+    def __iter__(self) -> Iterator[Prototypes]:  # type: ignore[override]
+        return super().__iter__()  # type: ignore[return-value]
+
+    def part(self, x: Tensor, level: int) -> Tensor:
+        """What the projector of a level made: (..., levels * D) to (..., D)."""
+        return x[..., level * self._dim : (level + 1) * self._dim]
+
+    def split(self, per_prototype: Tensor) -> tuple[Tensor, ...]:
+        """(total, ...) to that of each level."""
+        return per_prototype.split(self._nums)
+
+
+class _NestedProjector(nn.Module):
+    def __init__(self, projectors: list[nn.Module], dims: list[int]) -> None:
         super().__init__()
-        self.projection = projection
-        self.prototypes = Prototypes(dim, prototypes)
+        self.projectors = nn.ModuleList(projectors)
+        self._dims = dims
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, D) to prototype scores (B, K)."""
-        return self.prototypes(self.projection(features))
+        return torch.cat([project(features[:, :dim]) for project, dim in zip(self.projectors, self._dims, strict=True)], dim=1)
 
 
-def dino_head(in_dim: int, hidden_dim: int, bottleneck_dim: int, prototypes: int) -> Head:
+def nested_projector(backbone: nn.Module, levels: int, make: Callable[[int], nn.Module]) -> nn.Module:
+    """`make(D)` for the backbone's D features; with more levels also for the first half of them, the first quarter, …
+
+    (N, D) to (N, levels * outputs). Venkataramanan et al., "Franca: Nested Matryoshka Clustering for Scalable Visual
+    Representation Learning", 2025.
+    """
+    if levels == 1:
+        return make(width(backbone))
+    dims = [width(backbone) >> level for level in range(levels)]
+    return _NestedProjector([make(dim) for dim in dims], dims)
+
+
+def width(backbone: nn.Module) -> int:
+    """How many features a backbone gives."""
+    return int(backbone.num_features)  # type: ignore[arg-type]
+
+
+def dino_projector(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     """Three layers with GELU and no normalisation (Caron et al. 2021, appendix C)."""
     mlp = nn.Sequential(
         nn.Linear(in_dim, hidden_dim),
         nn.GELU(),
         nn.Linear(hidden_dim, hidden_dim),
         nn.GELU(),
-        nn.Linear(hidden_dim, bottleneck_dim),
+        nn.Linear(hidden_dim, out_dim),
     )
     for layer in mlp:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-    return Head(mlp, bottleneck_dim, prototypes)
+    return mlp
 
 
-def swav_head(in_dim: int, hidden_dim: int, bottleneck_dim: int, prototypes: int) -> Head:
-    """Two layers with batch norm and ReLU (Caron et al. 2020)."""
-    mlp = nn.Sequential(
-        nn.Linear(in_dim, hidden_dim), GlobalBatchNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, bottleneck_dim)
-    )
-    return Head(mlp, bottleneck_dim, prototypes)
+def mlp(dims: Sequence[int], *, last_norm: bool = False, bias: bool = True) -> nn.Sequential:
+    """Linear layers from dims[0] over dims[1], … to dims[-1], with batch norm and ReLU between them.
 
-
-class MultiCrop(nn.Module):
-    """A backbone and a head applied to crops of several sizes."""
-
-    def __init__(self, backbone: nn.Module, head: Head) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, crops: list[Tensor]) -> Tensor:
-        """Crop groups [(V_i, B, 3, S_i, S_i)] to prototype scores (V, B, K), V = sum of the V_i."""
-        num_samples = crops[0].shape[1]
-        features = [self.backbone(group.flatten(0, 1)) for group in crops if len(group)]
-        scores: Tensor = self.head(torch.cat(features))
-        return scores.unflatten(0, (-1, num_samples))
+    With `last_norm` a batch norm without weights follows the last layer (MoCo v3). `bias` is of the layers a norm follows.
+    """
+    layers: list[nn.Module] = []
+    for number, (inputs, outputs) in enumerate(pairwise(dims), start=1):
+        last = number == len(dims) - 1
+        layers.append(nn.Linear(inputs, outputs, bias=bias or (last and not last_norm)))
+        if not last:
+            layers += [GlobalBatchNorm(outputs), nn.ReLU()]
+        elif last_norm:
+            layers.append(GlobalBatchNorm(outputs, affine=False))
+    return nn.Sequential(*layers)

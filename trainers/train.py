@@ -5,25 +5,40 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from curation import rng
 from curation.errors import DataError
 from curation.files import write_atomic
 from trainers import checkpoint, views
+from trainers.accumulation import backward
+from trainers.checkpoint import Checkpoints
 from trainers.config import TrainConfig
 from trainers.data import Batch, Loader, SampleList
-from trainers.distributed import sum_over_ranks, synchronise_batch_norm, world_size
+from trainers.distributed import (
+    average,
+    clip_gradients,
+    parallelise,
+    rank,
+    sum_over_ranks,
+    synchronise_batch_norm,
+    whole_state,
+    world_size,
+)
 from trainers.encoders import Encoder, InputRange, build_backbone
-from trainers.methods import Clock, Method, build_method
+from trainers.method import Clock, Views
+from trainers.methods import build_method
 from trainers.schedules import cosine, warmup_cosine
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+_MOST_BAD_STEPS = 3
+_MOST_ROLLBACKS = 3
 
 
 @dataclass(frozen=True)
@@ -36,135 +51,218 @@ class TrainProgress:
     images_per_second: float
 
 
+class _DivergedError(Exception):
+    """Several steps in a row had a loss or gradient that is not finite."""
+
+
 def train(
     config: TrainConfig,
     samples: SampleList,
     out: Path,
     *,
     seed: int,
-    rank: int = 0,
     device: torch.device | None = None,
     init_from: Path | None = None,
 ) -> Iterator[TrainProgress]:
     """Train on this rank of the current process group; iterate to the end to get there.
 
     Continues from the newest checkpoint in `out`, else starts from the checkpoint `init_from`, else from nothing. Rank 0
-    writes checkpoints, `metrics.jsonl` (a line per step) and at the end the encoder. The samples of every step depend on
-    `seed` and the global batch size only.
+    writes `metrics.jsonl` (a line per step) and at the end the encoder. The samples of every step depend on `seed` and the
+    global batch size only. A step whose loss or gradient is not finite changes nothing; after several in a row training goes
+    back to its last checkpoint and passes over the samples that led there. Raises DataError if that does not help.
     """
     device = device or torch.device("cpu")
-    loader = Loader(
-        samples,
-        config.views,
-        seed=seed,
-        global_batch_size=config.global_batch_size,
-        rank=rank,
-        world_size=world_size(),
-        threads=config.threads,
-    )
-    steps_per_epoch = loader.epoch_size / config.global_batch_size
-    total_steps = max(1, math.ceil(config.epochs * steps_per_epoch))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.key(seed, "weights") >> 1)
-        method: Method = build_method(config.method, lambda: build_backbone(config.encoder))  # type: ignore[assignment]
-    assert isinstance(method, nn.Module)
-    synchronise_batch_norm(method)
-    method.to(device)
-    optimizer = torch.optim.AdamW(_parameter_groups(method.student), lr=0.0, fused=device.type == "cuda")
-
-    step = 0
-    if state := checkpoint.newest(out / CHECKPOINTS, device):
-        step = int(state["step"])
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-    elif init_from is not None:
-        _start_from(method, init_from, device)
-    log = _MetricLog(out / METRICS if rank == 0 else None, keep_until=step)
-    student = DistributedDataParallel(method.student) if world_size() > 1 else method.student
-    inputs = InputRange.of(method.encoder)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-
-    method.train()
-    began, began_at = time.perf_counter(), step
-    for batch in loader.batches(step, total_steps - step):
-        clock = Clock(step, total_steps, steps_per_epoch)
-        rate = _set_rates(optimizer, config, clock)
-        crops = _crops(config, batch, inputs, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            output = method.step(student, crops, clock)
-        optimizer.zero_grad()
-        output.loss.backward()
-        for parameter in method.frozen(clock):
-            parameter.grad = None
-        norm = nn.utils.clip_grad_norm_(method.student.parameters(), config.clip_gradient)
-        optimizer.step()
-        method.after_step(clock)
-        step += 1
-        log.add({"loss": output.loss.detach(), **output.scalars}, {"step": step, "learning_rate": rate, "gradient_norm": norm})
-
-        saves = step % config.checkpoint_every == 0 or step == total_steps
-        if saves or step % config.log_every == 0:
-            loss = log.flush()
-            if saves and rank == 0:
-                state = {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
-                checkpoint.save(out / CHECKPOINTS, step, state)
-            pace = (step - began_at) * config.global_batch_size / (time.perf_counter() - began)
-            yield TrainProgress(step, total_steps, loss, pace)
-    if rank == 0:
-        Encoder(config.encoder, method.encoder).save(out)
+    begin_at = 0
+    for rollback in range(_MOST_ROLLBACKS + 1):
+        training = _Training(config, samples, out, seed, device, init_from, begin_at)
+        try:
+            yield from training.steps()
+            return
+        except _DivergedError as error:
+            begin_at = training.step + training.passed_over
+            if rollback == _MOST_ROLLBACKS or checkpoint.newest(out / CHECKPOINTS) is None:
+                raise DataError(
+                    f"{error} Lower train.learning_rate or raise train.warmup_epochs, and run again with --redo."
+                ) from None
 
 
-def _start_from(method: nn.Module, path: Path, device: torch.device) -> None:
-    """Give `method` the weights of another training. Raises DataError if that one was made otherwise."""
-    try:
-        method.load_state_dict(checkpoint.load(path, device)["method"])
-    except (KeyError, RuntimeError) as error:
-        raise DataError(
-            f"The training of {path} had another method or encoder, so this one cannot start from it. Give both the same "
-            f"train.method and train.encoder, or start without it. ({error})"
-        ) from error
+class _Training:
+    """One attempt: from a checkpoint, or from the start, to the end."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        samples: SampleList,
+        out: Path,
+        seed: int,
+        device: torch.device,
+        init_from: Path | None,
+        begin_at: int,
+    ) -> None:
+        """`begin_at` is the step of the sample stream before which nothing may be shown (again)."""
+        self.config, self.out, self.seed, self.device = config, out, seed, device
+        self.loader = Loader(
+            samples,
+            config.views,
+            seed=seed,
+            global_batch_size=config.global_batch_size,
+            rank=rank(),
+            world_size=world_size(),
+            threads=config.threads,
+        )
+        self.steps_per_epoch = self.loader.epoch_size / config.global_batch_size
+        self.total_steps = max(1, math.ceil(config.epochs * self.steps_per_epoch))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng.key(seed, "weights") >> 1)
+            self.method = build_method(config.method, lambda: build_backbone(config.encoder))
+        self.method.begin(len(samples), rng.key(seed, "method"))
+        synchronise_batch_norm(self.method)
+        self.method.to(device)
+        parallelise(self.method, config.parallel, device)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.method), lr=0.0, fused=True)
+        self.inputs = InputRange.of(self.method.encoder)
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        self.precision = partial[AbstractContextManager[object]](torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+        self.step = self.passed_over = 0
+        if newest := checkpoint.newest(out / CHECKPOINTS):
+            facts = checkpoint.restore(newest, self.method, self.optimizer)
+            self.step = facts["step"]
+            self.passed_over = max(facts["passed_over"], begin_at - self.step)
+        elif init_from is not None:
+            self._start_from(init_from)
+        self.log = _MetricLog(out / METRICS, keep_until=self.step)
+
+    def steps(self) -> Iterator[TrainProgress]:
+        """Train to the end."""
+        config, method = self.config, self.method
+        checkpoints = Checkpoints(self.out / CHECKPOINTS)
+        method.train()
+        if self.step == 0:
+            epoch = math.ceil(self.steps_per_epoch)
+            method.before_first_step(lambda: map(self._views, self.loader.batches(0, epoch)))
+        try:
+            yield from self._steps(checkpoints)
+        finally:
+            checkpoints.finish()
+        weights = whole_state(method.encoder)
+        if rank() == 0:
+            backbone = build_backbone(config.encoder)
+            backbone.load_state_dict(weights)
+            Encoder(config.encoder, backbone).save(self.out)
+
+    def _steps(self, checkpoints: Checkpoints) -> Iterator[TrainProgress]:
+        config, method = self.config, self.method
+        bad_in_a_row = torch.zeros((), device=self.device)
+        began, began_at = time.perf_counter(), self.step
+        for batch in self.loader.batches(self.step + self.passed_over, self.total_steps - self.step):
+            clock = Clock(self.step, self.total_steps, self.steps_per_epoch)
+            if self.step and int(clock.epoch) > int((self.step - 1) / self.steps_per_epoch):
+                method.before_epoch(int(clock.epoch))
+            rate = _set_rates(self.optimizer, config, clock, frozen=set(method.frozen(clock)))
+            found = backward(
+                method,
+                self._views(batch),
+                clock,
+                parts=config.accumulation,
+                seed=self._seed_part,
+                precision=self.precision,
+            )
+            average(method)
+            for parameter in method.frozen(clock):
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            norm = clip_gradients(trained, config.clip_gradient)
+            good = (norm.isfinite() & found.loss.detach().isfinite()).float()
+            good = (sum_over_ranks(good.clone()) == world_size()).float()
+            bad_in_a_row = (bad_in_a_row + 1) * (1 - good)
+            self.optimizer.found_inf, self.optimizer.grad_scale = 1 - good, None  # type: ignore[attr-defined]
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            method.after_step(clock, good)
+            self.step += 1
+            self.log.add(
+                {"loss": found.loss.detach(), **found.scalars, "bad_in_a_row": bad_in_a_row},
+                {"step": self.step, "learning_rate": rate, "gradient_norm": norm},
+            )
+
+            saves = self.step % config.checkpoint_every == 0 or self.step == self.total_steps
+            if saves or self.step % config.log_every == 0:
+                loss = self._told()
+                if saves:
+                    facts = {"passed_over": self.passed_over}
+                    checkpoints.save(self.step, method, self.optimizer, facts)
+                pace = (self.step - began_at) * config.global_batch_size / (time.perf_counter() - began)
+                yield TrainProgress(self.step, self.total_steps, loss, pace)
+
+    def _seed_part(self, part: int) -> None:
+        torch.manual_seed(rng.key(self.seed, "layers", self.step, rank(), part) >> 1)
+
+    def _told(self) -> float:
+        """The last loss, once the log is written. Raises _DivergedError after too many bad steps in a row."""
+        rows = self.log.flush()
+        worst = max(rows, key=lambda row: row["bad_in_a_row"])
+        if worst["bad_in_a_row"] >= _MOST_BAD_STEPS:
+            raise _DivergedError(
+                f"The loss or the gradient was not finite in {worst['bad_in_a_row']:.0f} steps in a row, until step "
+                f"{worst['step']}."
+            )
+        return float(rows[-1]["loss"])
+
+    def _views(self, batch: Batch) -> Views:
+        """The batch on the device, its crops coloured and normalised."""
+        groups = [(batch.global_crops, 0), (batch.local_crops, 2)]
+        crops = [
+            self.inputs.normalize(views.colour(self.config.views, group.to(self.device, non_blocking=True), batch.draws, first))
+            for group, first in groups
+            if len(group)
+        ]
+        index = torch.from_numpy(batch.index).to(self.device)
+        return Views(crops, index, torch.full_like(index, -1), batch.position)
+
+    def _start_from(self, path: Path) -> None:
+        """Take the weights of another training. Raises DataError if that one was made otherwise."""
+        try:
+            checkpoint.restore(path, self.method)
+        except KeyError as error:
+            raise DataError(
+                f"The training of {path} had another method or encoder, so this one cannot start from it. Give both the same "
+                f"train.method and train.encoder, or start without it. ({error})"
+            ) from error
 
 
-def _parameter_groups(student: nn.Module) -> list[dict[str, object]]:
-    """Weight decay for matrices, none for biases and norms."""
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "decays": True},
-        {"params": [p for p in parameters if p.ndim <= 1], "decays": False, "weight_decay": 0.0},
+def _parameter_groups(method: nn.Module) -> list[dict[str, object]]:
+    """Weight decay for matrices, none for biases and norms; what only the loss uses by itself, for it may be frozen."""
+    inside = {name: p for name, p in method.named_parameters() if p.requires_grad and name.startswith("student.")}
+    outside = [p for name, p in method.named_parameters() if p.requires_grad and name not in inside]
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in inside.values() if p.ndim > 1], "decays": True},
+        {"params": [p for p in inside.values() if p.ndim <= 1], "decays": False, "weight_decay": 0.0},
     ]
+    return groups + ([{"params": outside, "decays": True}] if outside else [])
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, clock: Clock) -> float:
+def _set_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, clock: Clock, frozen: set[nn.Parameter]) -> float:
     """Write this step's learning rate and weight decay into the optimizer; returns the learning rate."""
     peak = config.learning_rate * config.global_batch_size / 256
     warmup = min(config.warmup_epochs * clock.steps_per_epoch, clock.total_steps / 2)
     rate = warmup_cosine(clock.step, clock.total_steps, warmup, peak, config.final_learning_rate)
     decay = cosine(clock.step, clock.total_steps, config.weight_decay, config.final_weight_decay)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = 0.0 if frozen.issuperset(group["params"]) else rate
         if group["decays"]:
             group["weight_decay"] = decay
     return rate
 
 
-def _crops(config: TrainConfig, batch: Batch, inputs: InputRange, device: torch.device) -> list[Tensor]:
-    """The batch's crops on the device, coloured and normalised: global ones, then local ones if there are any."""
-    groups = [(batch.global_crops, 0), (batch.local_crops, 2)]
-    return [
-        inputs.normalize(views.colour(config.views, group.to(device, non_blocking=True), batch.draws, first))
-        for group, first in groups
-        if len(group)
-    ]
-
-
 class _MetricLog:
     """One JSON line per step. Numbers stay on the device until a flush, so that steps do not wait for them."""
 
-    def __init__(self, path: Path | None, keep_until: int) -> None:
+    def __init__(self, path: Path, keep_until: int) -> None:
         self._path = path
         self._scalars: list[dict[str, Tensor]] = []
         self._known: list[dict[str, object]] = []
-        if path is not None:
+        if rank() == 0:
             # Steps after the checkpoint are about to be repeated; a last line may be torn.
             lines = path.read_text().splitlines(keepends=True)[:keep_until] if path.exists() else []
             write_atomic(path, "".join(lines))
@@ -174,8 +272,8 @@ class _MetricLog:
         self._scalars.append(scalars)
         self._known.append(known)
 
-    def flush(self) -> float:
-        """Average over ranks, write, and return the last loss. Raises DataError if a loss is not finite."""
+    def flush(self) -> list[dict[str, float]]:
+        """Average over ranks, write, and return a row a step. What is not finite is written as null."""
         names = list(self._scalars[0])
         table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._scalars])
         table = sum_over_ranks(table) / world_size()
@@ -187,15 +285,12 @@ class _MetricLog:
             for known, values in zip(self._known, table.cpu(), strict=True)
         ]
         self._scalars, self._known = [], []
-        for row in rows:
-            if not math.isfinite(row["loss"]):
-                raise DataError(
-                    f"The loss became {row['loss']} at step {row['step']}. Lower train.learning_rate or raise "
-                    "train.warmup_epochs, and run again with --redo."
-                )
-        if self._path is not None:
+        if rank() == 0:
             with self._path.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                for row in rows:
+                    file.write(
+                        json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n"
+                    )
                 file.flush()
                 os.fsync(file.fileno())  # a checkpoint may follow, which counts on these lines
-        return float(rows[-1]["loss"])
+        return rows

@@ -1,18 +1,22 @@
 import json
+import pickle
+import resource
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from curation.errors import DataError
 from tests.helpers import on_ranks
 from tests.trainers.test_data import shards
 from trainers import checkpoint
-from trainers.config import DinoConfig, SwavConfig, TimmConfig, TrainConfig, ViewsConfig, VitConfig
+from trainers.config import TimmConfig, TrainConfig, ViewsConfig, VitConfig
 from trainers.data import Loader, SampleList
 from trainers.encoders import Encoder
+from trainers.method_config import DinoConfig, SwavConfig
 from trainers.train import CHECKPOINTS, METRICS, train
 
 VIEWS = ViewsConfig(num_local=2, global_size=16, local_size=8)
@@ -38,8 +42,8 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows]
 
 
-def go(config: TrainConfig, samples: SampleList, out: Path, *, rank: int = 0, stop_after: int | None = None) -> None:
-    for progress in train(config, samples, out, seed=3, rank=rank):
+def go(config: TrainConfig, samples: SampleList, out: Path, *, stop_after: int | None = None) -> None:
+    for progress in train(config, samples, out, seed=3):
         if progress.step == stop_after:
             return
 
@@ -47,7 +51,7 @@ def go(config: TrainConfig, samples: SampleList, out: Path, *, rank: int = 0, st
 def test_a_start_from_something_else_is_refused(tmp_path: Path) -> None:
     samples = shards(tmp_path, num=24)
     go(CONFIG, samples, tmp_path / "first", stop_after=4)
-    start = checkpoint.newest_path(tmp_path / "first" / CHECKPOINTS)
+    start = checkpoint.newest(tmp_path / "first" / CHECKPOINTS)
     other = CONFIG.model_copy(update={"method": SWAV})
     with pytest.raises(DataError, match="another method or encoder"):
         next(iter(train(other, samples, tmp_path / "second", seed=3, init_from=start)))
@@ -90,8 +94,10 @@ def test_a_resumed_training_is_bit_equal(tmp_path: Path) -> None:
         go(config, samples, parts, stop_after=10)  # two steps past the checkpoint of step 8
         go(config, samples, parts)
         assert (whole / METRICS).read_bytes() == (parts / METRICS).read_bytes()
-        for name in ("encoder.safetensors", "checkpoints/step-00000024.pt"):
-            assert (whole / name).read_bytes() == (parts / name).read_bytes()
+        files = [path.relative_to(whole) for path in whole.rglob("*.*") if path.is_file()]
+        assert len(files) == 7  # two checkpoints of two files, the encoder's two, the metrics
+        for name in files:
+            assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
 
 
 def _record_order(rank: int, directory: Path, world_size: int, first: int) -> None:
@@ -106,7 +112,7 @@ def _continue(rank: int, directory: Path, world_size: int) -> None:
     samples = SampleList.read(directory / "list.parquet", directory)
     for method in (DINO, SWAV):
         out = directory / f"{method.type} on {world_size}"
-        go(CONFIG.model_copy(update={"method": method}), samples, out, rank=rank)
+        go(CONFIG.model_copy(update={"method": method}), samples, out)
     _record_order(rank, directory, world_size, 8)
 
 
@@ -137,31 +143,63 @@ def test_a_loss_that_is_no_number_stops_with_advice(tmp_path: Path) -> None:
         go(wild, samples, tmp_path / "out")
 
 
+def saved(out: Path) -> dict[str, torch.Tensor]:
+    path = checkpoint.newest(out / CHECKPOINTS)
+    assert path is not None
+    return load_file(next(path.glob("*.safetensors")))
+
+
 def test_frozen_prototypes_do_not_move(tmp_path: Path) -> None:
     samples = shards(tmp_path, num=24)
     frozen = CONFIG.model_copy(update={"method": DINO.model_copy(update={"freeze_prototypes_epochs": 4 / 3})})
     go(frozen, samples, tmp_path / "out", stop_after=4)
-    early = checkpoint.newest(tmp_path / "out" / "checkpoints", torch.device("cpu"))
+    early = saved(tmp_path / "out")
     go(frozen, samples, tmp_path / "out", stop_after=8)
-    late = checkpoint.newest(tmp_path / "out" / "checkpoints", torch.device("cpu"))
-    assert early is not None
-    assert late is not None
-    name = "student.head.prototypes.weight"
-    assert not torch.equal(early["method"][name], late["method"][name])
-    begun = TrainConfig.model_validate({**frozen.model_dump(), "checkpoint_every": 1})
-    go(begun, samples, tmp_path / "first", stop_after=2)
-    first = checkpoint.newest(tmp_path / "first" / "checkpoints", torch.device("cpu"))
-    assert first is not None
-    assert torch.equal(early["method"][name], first["method"][name])
+    late = saved(tmp_path / "out")
+    name = "method.prototypes.0.weight"
+    assert not torch.equal(early[name], late[name])
+    go(frozen.model_copy(update={"checkpoint_every": 1}), samples, tmp_path / "first", stop_after=2)
+    assert torch.equal(early[name], saved(tmp_path / "first")[name])
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    torch.save({"step": 1, "evil": Path}, tmp_path / "step-00000001.pt")
-    with pytest.raises(DataError, match="cannot be read"):
-        checkpoint.load(tmp_path / "step-00000001.pt", torch.device("cpu"))
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    samples = shards(tmp_path, num=24)
+    go(CONFIG, samples, tmp_path / "out", stop_after=4)
+    newest = checkpoint.newest(tmp_path / "out" / CHECKPOINTS)
+    assert newest is not None
+    file = next(newest.glob("*.safetensors"))
+    whole = file.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"\x80\x04" + whole[2:], pickle.dumps({"step": 1})):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cannot be read.*Delete it"):
+            go(CONFIG, samples, tmp_path / "out")
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, {"step": step})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002.pt", "step-00000003.pt"]
+def test_only_the_newest_checkpoints_are_kept_and_no_half_one_counts(tmp_path: Path) -> None:
+    samples = shards(tmp_path, num=24)
+    half = tmp_path / "out" / CHECKPOINTS / ".step-00000099"
+    half.mkdir(parents=True)
+    go(CONFIG, samples, tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out" / CHECKPOINTS).iterdir())
+    assert names == ["step-00000020", "step-00000024"]
+    (tmp_path / "out" / CHECKPOINTS / names[1] / checkpoint.STATE).unlink()
+    newest = checkpoint.newest(tmp_path / "out" / CHECKPOINTS)
+    assert newest is not None
+    assert newest.name == names[0]
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_with_a_sentence_and_keeps_the_last(tmp_path: Path) -> None:
+    samples = shards(tmp_path, num=24)
+    go(CONFIG, samples, tmp_path / "out", stop_after=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # of any file, as a disk that is almost full
+    try:
+        with pytest.raises(DataError, match=r"step 8 could not be written.*Make room"):
+            go(CONFIG, samples, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    newest = checkpoint.newest(tmp_path / "out" / CHECKPOINTS)
+    assert newest is not None
+    assert newest.name == "step-00000004"
+    go(CONFIG, samples, tmp_path / "out")
+    assert len(losses(tmp_path / "out")) == 24

@@ -1,73 +1,56 @@
 """Self-supervised methods, one file each.
 
-A method is a module that holds everything it trains or remembers, so its state dict is its checkpoint. To add one: write
-its file, its config in `trainers.config`, and its line in `build_method`.
+To add one: write its file, its config in `trainers.method_config`, and its line in `build_method`.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
-from trainers.config import DinoConfig, SwavConfig
-from trainers.heads import MultiCrop
+from trainers import method_config as configs
+from trainers.method import Method
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Where training stands. Schedules are functions of it."""
-
-    step: int
-    total_steps: int
-    steps_per_epoch: float
-
-    @property
-    def epoch(self) -> float:
-        return self.step / self.steps_per_epoch
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What one step found on this rank."""
-
-    loss: Tensor
-    """A scalar with gradient: the mean over this rank's samples."""
-    scalars: dict[str, Tensor] = field(default_factory=dict)
-    """More scalars to log, without gradient, averaged over ranks by the loop."""
-
-
-class Method(Protocol):
-    """What the train loop asks of a method. Every implementation is an `nn.Module`."""
-
-    student: MultiCrop
-    """What is optimised; the loop wraps it for data parallelism and passes the wrapper to `step`."""
-
-    def step(self, student: Callable[[list[Tensor]], Tensor], crops: list[Tensor], clock: Clock) -> StepOutput:
-        """The loss of one batch: `crops` are normalised global (2, B, 3, G, G) and local (n, B, 3, L, L) crops."""
-        ...
-
-    def frozen(self, clock: Clock) -> Iterable[nn.Parameter]:
-        """Parameters of the student that this step must not change."""
-        ...
-
-    def after_step(self, clock: Clock) -> None:
-        """Called after the optimizer's update."""
-        ...
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The backbone to evaluate and export."""
-        ...
-
-
-def build_method(config: DinoConfig | SwavConfig, backbone: Callable[[], nn.Module]) -> nn.Module:
+def build_method(config: configs.MethodConfig, backbone: Callable[[], nn.Module]) -> Method:
     """The method `config` names; `backbone()` makes a new encoder network with `num_features`."""
+    from trainers.methods.barlow_twins import BarlowTwins
+    from trainers.methods.byol import Byol
+    from trainers.methods.classify import Classify
+    from trainers.methods.deepcluster import DeepCluster
     from trainers.methods.dino import Dino
+    from trainers.methods.moco_v2 import MocoV2
+    from trainers.methods.moco_v3 import MocoV3
+    from trainers.methods.npid import Npid
+    from trainers.methods.simclr import Simclr
+    from trainers.methods.supcon import Supcon
     from trainers.methods.swav import Swav
+    from trainers.methods.vicreg import Vicreg
+    from trainers.methods.w_mse import Wmse
 
     match config:
-        case DinoConfig():
+        case configs.DinoConfig():
             return Dino(config, backbone)
-        case SwavConfig():
+        case configs.SwavConfig():
             return Swav(config, backbone)
+        case configs.DeepClusterConfig():
+            return DeepCluster(config, backbone)
+        case configs.SimclrConfig():
+            return Simclr(config, backbone)
+        case configs.MocoV2Config():
+            return MocoV2(config, backbone)
+        case configs.MocoV3Config():
+            return MocoV3(config, backbone)
+        case configs.ByolConfig():
+            return Byol(config, backbone)
+        case configs.BarlowTwinsConfig():
+            return BarlowTwins(config, backbone)
+        case configs.VicregConfig():
+            return Vicreg(config, backbone)
+        case configs.WmseConfig():
+            return Wmse(config, backbone)
+        case configs.NpidConfig():
+            return Npid(config, backbone)
+        case configs.SupconConfig():
+            return Supcon(config, backbone)
+        case configs.ClassifyConfig():
+            return Classify(config, backbone)

@@ -9,57 +9,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.config import DinoConfig
 from trainers.distributed import sum_over_ranks, world_size
-from trainers.heads import MultiCrop, dino_head
-from trainers.losses import swapped_cross_entropy
-from trainers.methods import Clock, StepOutput
-from trainers.schedules import cosine, linear
+from trainers.heads import NestedPrototypes, Network, dino_projector, nested_projector
+from trainers.losses import entropy, swapped_cross_entropy
+from trainers.method import Clock, Method, StepOutput, Views, copy_of, follow, rising
+from trainers.method_config import DinoConfig
+from trainers.schedules import linear
 
 
-class Dino(nn.Module):
+class Dino(Method):
     center: Tensor
 
     def __init__(self, config: DinoConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
 
-        def network() -> MultiCrop:
+        def network() -> Network:
             encoder = backbone()
-            dim = int(encoder.num_features)  # type: ignore[arg-type]
-            return MultiCrop(encoder, dino_head(dim, config.hidden_dim, config.bottleneck_dim, config.prototypes))
+            return Network(
+                encoder,
+                nested_projector(
+                    encoder, config.nested, lambda dim: dino_projector(dim, config.hidden_dim, config.bottleneck_dim)
+                ),
+            )
 
-        self.student, self.teacher = network(), network()
-        self.teacher.load_state_dict(self.student.state_dict())
-        self.teacher.requires_grad_(False)
-        self.register_buffer("center", torch.zeros(config.prototypes))
+        self.student = network()
+        self.teacher = copy_of(self.student, network)
+        self.prototypes = NestedPrototypes(config.bottleneck_dim, config.prototypes, config.nested)
+        self.teacher_prototypes = NestedPrototypes(config.bottleneck_dim, config.prototypes, config.nested)
+        self.teacher_prototypes.load_state_dict(self.prototypes.state_dict())
+        self.teacher_prototypes.requires_grad_(False)
+        self.register_buffer("center", torch.zeros(self.prototypes.total))
 
-    @property
-    def encoder(self) -> nn.Module:
-        return self.teacher.backbone
-
-    def step(self, student: Callable[[list[Tensor]], Tensor], crops: list[Tensor], clock: Clock) -> StepOutput:
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
         config = self.config
         temperature = linear(
             clock.epoch, config.teacher_warmup_epochs, config.teacher_temperature_start, config.teacher_temperature
         )
-        with torch.no_grad():
-            scores = self.teacher(crops[:1]).float()
-            targets = F.softmax((scores - self.center) / temperature, dim=-1)
-            self._move_center(scores)
-        predictions = F.log_softmax(student(crops).float() / config.student_temperature, dim=-1)
-        entropy = -torch.special.xlogy(targets, targets).sum(-1).mean()
-        return StepOutput(swapped_cross_entropy(predictions, targets), {"teacher_entropy": entropy})
-
-    def _move_center(self, scores: Tensor) -> None:
-        """Exponential moving average of the teacher's mean score over the global batch (equation 4)."""
-        mean = sum_over_ranks(scores.mean((0, 1))) / world_size()
-        self.center.lerp_(mean, 1 - self.config.center_momentum)
+        losses, entropies, means = [], [], []
+        centers = self.prototypes.split(self.center)
+        for level, (own, other) in enumerate(zip(self.prototypes, self.teacher_prototypes, strict=True)):
+            with torch.no_grad():
+                scores = other(self.prototypes.part(targets[0], level)).float()
+                told = F.softmax((scores - centers[level]) / temperature, dim=-1)
+                means.append(scores.mean((0, 1)))
+            seen = F.normalize(self.prototypes.part(outputs[0], level).float(), dim=-1)
+            losses.append(swapped_cross_entropy(seen, own.directions(), told, config.student_temperature))
+            entropies.append(entropy(told))
+        self._mean = torch.cat(means)
+        return StepOutput(torch.stack(losses).sum(), {"teacher_entropy": entropies[0]})
 
     def frozen(self, clock: Clock) -> Iterable[nn.Parameter]:
-        return self.student.head.prototypes.parameters() if clock.epoch < self.config.freeze_prototypes_epochs else ()
+        return self.prototypes.parameters() if clock.epoch < self.config.freeze_prototypes_epochs else ()
+
+    def momentum(self, clock: Clock) -> float:
+        return rising(clock, self.config.momentum)
 
     @torch.no_grad()
-    def after_step(self, clock: Clock) -> None:
-        momentum = cosine(clock.step, clock.total_steps, self.config.momentum, 1.0)
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+    def after_step(self, clock: Clock, good: Tensor) -> None:
+        super().after_step(clock, good)
+        follow(self.teacher_prototypes, self.prototypes, (1 - self.momentum(clock)) * good)
+        # The exponential moving average of the teacher's mean score over the global batch (equation 4).
+        mean = sum_over_ranks(self._mean) / world_size()
+        moved = self.center.lerp(mean, 1 - self.config.center_momentum)
+        self.center.copy_(torch.where(good > 0, moved, self.center))

@@ -9,37 +9,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.config import SwavConfig
-from trainers.heads import MultiCrop, swav_head
-from trainers.losses import swapped_cross_entropy
-from trainers.methods import Clock, StepOutput
+from trainers.distributed import gather, rank, world_size
+from trainers.heads import NestedPrototypes, Network, mlp, nested_projector
+from trainers.losses import entropy, swapped_cross_entropy
+from trainers.method import Clock, Method, StepOutput, Views
+from trainers.method_config import SwavConfig
+from trainers.queue import Queue
 from trainers.sinkhorn import sinkhorn
 
 
-class Swav(nn.Module):
+class Swav(Method):
     def __init__(self, config: SwavConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
         encoder = backbone()
-        dim = int(encoder.num_features)  # type: ignore[arg-type]
-        self.student = MultiCrop(encoder, swav_head(dim, config.hidden_dim, config.bottleneck_dim, config.prototypes))
+        projector = nested_projector(encoder, config.nested, lambda dim: mlp([dim, config.hidden_dim, config.bottleneck_dim]))
+        self.student = Network(encoder, projector)
+        self.prototypes = NestedPrototypes(config.bottleneck_dim, config.prototypes, config.nested)
+        self.queue = Queue(config.queue, 2, config.bottleneck_dim * config.nested) if config.queue else None
 
-    @property
-    def encoder(self) -> nn.Module:
-        return self.student.backbone
-
-    def step(self, student: Callable[[list[Tensor]], Tensor], crops: list[Tensor], _: Clock) -> StepOutput:
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
         config = self.config
-        scores = student(crops).float()
-        codes = torch.stack(
-            [sinkhorn(view, epsilon=config.epsilon, iterations=config.sinkhorn_iterations) for view in scores[:2].detach()]
-        )
-        predictions = F.log_softmax(scores / config.temperature, dim=-1)
-        entropy = -torch.special.xlogy(codes, codes).sum(-1).mean()
-        return StepOutput(swapped_cross_entropy(predictions, codes), {"code_entropy": entropy})
+        self._seen = outputs[0][:, :2].detach()
+        known = self._seen
+        if self.queue is not None and clock.epoch >= config.queue_start_epoch:
+            # Each rank looks at its share of the queue, so that together they look at it once.
+            known = torch.cat([known, self.queue.rows[rank() :: world_size()].to(known.dtype)])
+        losses, entropies = [], []
+        for level, prototypes in enumerate(self.prototypes):
+            with torch.no_grad():
+                scores = prototypes(self.prototypes.part(known, level)).float()
+                codes = sinkhorn(scores, epsilon=config.epsilon, iterations=config.sinkhorn_iterations)[: len(self._seen)]
+            seen = F.normalize(self.prototypes.part(outputs[0], level).float(), dim=-1)
+            losses.append(swapped_cross_entropy(seen, prototypes.directions(), codes, config.temperature))
+            entropies.append(entropy(codes))
+        return StepOutput(torch.stack(losses).sum(), {"code_entropy": entropies[0]})
 
     def frozen(self, clock: Clock) -> Iterable[nn.Parameter]:
-        return self.student.head.prototypes.parameters() if clock.epoch < self.config.freeze_prototypes_epochs else ()
+        return self.prototypes.parameters() if clock.epoch < self.config.freeze_prototypes_epochs else ()
 
-    def after_step(self, clock: Clock) -> None:
-        pass
+    @torch.no_grad()
+    def after_step(self, clock: Clock, good: Tensor) -> None:
+        if self.queue is not None:
+            self.queue.push(gather(self._seen), clock.step, good)

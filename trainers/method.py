@@ -1,0 +1,141 @@
+"""What every method is made of. The methods themselves are in `trainers.methods`, one file each."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.heads import Network
+from trainers.schedules import cosine
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands. Schedules are functions of it."""
+
+    step: int
+    total_steps: int
+    steps_per_epoch: float
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Views:
+    """One rank's samples of a step, on its device."""
+
+    crops: list[Tensor]
+    """Normalised global crops (2, B, 3, G, G), then local ones (n, B, 3, L, L) if there are any."""
+    sample: Tensor
+    """(B,) int64: index into the training list."""
+    label: Tensor
+    """(B,) int64: pseudo-label, -1 where there is none."""
+    position: np.ndarray
+    """(B,) int64: position in the endless stream of shown samples, the key of draws."""
+
+    def part(self, rows: slice) -> "Views":
+        """Some of the samples."""
+        crops = [group[:, rows] for group in self.crops]
+        return Views(crops, self.sample[rows], self.label[rows], self.position[rows])
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step found on this rank."""
+
+    loss: Tensor
+    """A scalar with gradient. Its mean over ranks is the loss of the step."""
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    """More scalars to log, without gradient, averaged over ranks by the loop."""
+
+
+class Method(nn.Module):
+    """A module that holds everything a method trains or remembers, so its state dict is its checkpoint.
+
+    A step is three calls, because only the loss needs all samples of a rank at once: `targets` and the `student` may run on
+    parts of them, one after another (`trainers.accumulation`). Parameters outside the networks `student` and `teacher` are
+    used by the loss only and are replicated on every rank.
+    """
+
+    student: Network
+    teacher: Network | None
+    """Follows the student by exponential moving average, where a method has one and defines its `momentum`."""
+    needs_labels = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("teacher", None)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone to evaluate and export."""
+        return self.student.backbone if self.teacher is None else self.teacher.backbone
+
+    def begin(self, num_samples: int, stream: int) -> None:
+        """Called once before training on a list of `num_samples`, with the random key of the training."""
+
+    def before_first_step(self, epoch: Callable[[], Iterator[Views]]) -> None:
+        """Called before the first step of a training that is not a continued one; `epoch()` shows every sample."""
+
+    def before_epoch(self, epoch: int) -> None:
+        """Called before the first step of every epoch but the first."""
+
+    def inputs(self, views: Views, clock: Clock) -> tuple[Any, ...]:  # noqa: ARG002 - for methods to use
+        """What the student is called with."""
+        return (views.crops,)
+
+    @torch.no_grad()
+    def targets(self, views: Views, clock: Clock) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """What the teacher says of the global crops, each with the samples first."""
+        return () if self.teacher is None else self.teacher(views.crops[:1])
+
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+        """From what the student (and the teacher) made of all samples of this rank."""
+        raise NotImplementedError
+
+    def frozen(self, clock: Clock) -> Iterable[nn.Parameter]:  # noqa: ARG002
+        """Parameters that this step must not change."""
+        return ()
+
+    def momentum(self, clock: Clock) -> float:
+        """Of the teacher, at this step."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock, good: Tensor) -> None:
+        """Called after the optimizer's update; `good` is 1.0, or 0.0 if that was skipped and nothing may be remembered."""
+        if self.teacher is not None:
+            follow(self.teacher, self.student, (1 - self.momentum(clock)) * good)
+
+
+def follow(teacher: nn.Module, student: nn.Module, share: Tensor) -> None:
+    """Move the teacher's parameters by a `share` (a scalar on the device) of the way to the student's of the same names."""
+    own = dict(teacher.named_parameters())
+    others = dict(student.named_parameters())
+    mine = [local(parameter) for parameter in own.values()]
+    theirs = [local(others[name]) for name in own]
+    torch._foreach_mul_(mine, 1 - share)
+    torch._foreach_add_(mine, torch._foreach_mul(theirs, share))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+
+
+def copy_of(student: Network, make: Callable[[], Network]) -> Network:
+    """A teacher that starts as the student, without its predictor if it has one."""
+    teacher = make()
+    teacher.predictor = None
+    teacher.load_state_dict({name: value for name, value in student.state_dict().items() if not name.startswith("predictor.")})
+    return teacher.requires_grad_(False)
+
+
+def rising(clock: Clock, start: float) -> float:
+    """A teacher's momentum from `start` to 1 along half a cosine (BYOL, DINO)."""
+    return cosine(clock.step, clock.total_steps, start, 1.0)

@@ -1,0 +1,44 @@
+"""BYOL: the student predicts what its slowly following teacher makes of another view.
+
+Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.heads import Network, mlp, width
+from trainers.method import Clock, Method, StepOutput, Views, copy_of, rising
+from trainers.method_config import ByolConfig
+
+
+class Byol(Method):
+    def __init__(self, config: ByolConfig, backbone: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+
+        def network() -> Network:
+            encoder = backbone()
+            projector = mlp([width(encoder), config.hidden_dim, config.dim])
+            return Network(encoder, projector, mlp([config.dim, config.hidden_dim, config.dim]))
+
+        self.student = network()
+        self.teacher = copy_of(self.student, network)
+
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+        return StepOutput(regression(outputs[0].float(), targets[0].float()))
+
+    def momentum(self, clock: Clock) -> float:
+        return rising(clock, self.config.momentum)
+
+
+def regression(predictions: Tensor, targets: Tensor) -> Tensor:
+    """The symmetric loss of equations 2 and 3: per pair of different views 2 - 2 cos, and the two directions added.
+
+    `predictions` (B, V, D) of all views, `targets` (B, 2, D) of the first two; with more views the mean over pairs, times two.
+    """
+    cosine = torch.einsum("bvd,bgd->vg", F.normalize(predictions, dim=-1), F.normalize(targets, dim=-1)) / len(predictions)
+    num_pairs = targets.shape[1] * (predictions.shape[1] - 1)
+    return 2 * (2 - 2 * (cosine.sum() - cosine.diagonal().sum()) / num_pairs)

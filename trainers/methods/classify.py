@@ -1,0 +1,30 @@
+"""Classification of pseudo-labels.
+
+Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", ECCV 2018; Yan et al., "ClusterFit", CVPR 2020.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.heads import Network, width
+from trainers.method import Clock, Method, StepOutput, Views
+from trainers.method_config import ClassifyConfig
+
+
+class Classify(Method):
+    needs_labels = True
+
+    def __init__(self, config: ClassifyConfig, backbone: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        encoder = backbone()
+        self.student = Network(encoder, nn.Linear(width(encoder), config.classes))
+
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+        scores = outputs[0].float()
+        label = views.label[:, None].expand(scores.shape[:2]).flatten()
+        scores = scores.flatten(0, 1)
+        loss = F.cross_entropy(scores, label, label_smoothing=self.config.label_smoothing)
+        return StepOutput(loss, {"accuracy": (scores.argmax(1) == label).float().mean()})

@@ -1,0 +1,62 @@
+"""MoCo v2: a momentum encoder's keys of earlier samples are the negatives.
+
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020; Chen et al., "Improved Baselines
+with Momentum Contrastive Learning", 2020. Batch norm over the global batch takes the place of shuffling it.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.distributed import gather
+from trainers.heads import Network, width
+from trainers.method import Clock, Method, StepOutput, Views, copy_of
+from trainers.method_config import MocoV2Config
+from trainers.queue import Queue
+
+
+class MocoV2(Method):
+    def __init__(self, config: MocoV2Config, backbone: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+
+        def network() -> Network:
+            encoder = backbone()
+            dim = width(encoder)
+            return Network(
+                encoder, nn.Sequential(nn.Linear(dim, config.hidden_dim), nn.ReLU(), nn.Linear(config.hidden_dim, config.dim))
+            )
+
+        self.student = network()
+        self.teacher = copy_of(self.student, network)
+        self.queue = Queue(config.queue, config.dim)
+        nn.init.normal_(self.queue.rows)
+
+    def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
+        return ([views.crops[0][:1]],)
+
+    @torch.no_grad()
+    def targets(self, views: Views, clock: Clock) -> tuple[Tensor, ...]:
+        assert self.teacher is not None
+        return self.teacher([views.crops[0][1:]])
+
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+        query, self._keys = (F.normalize(tensor[:, 0].float(), dim=-1) for tensor in (outputs[0], targets[0]))
+        return StepOutput(queue_contrast(query, self._keys, F.normalize(self.queue.rows, dim=-1), self.config.temperature))
+
+    def momentum(self, clock: Clock) -> float:
+        return self.config.momentum
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock, good: Tensor) -> None:
+        super().after_step(clock, good)
+        self.queue.push(gather(self._keys), clock.step, good)
+
+
+def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """-log softmax of each query's similarity to its key (B, D) among that and the queue's (K, D): equation 1, a scalar."""
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], dim=1) / temperature
+        return (torch.logsumexp(scores, dim=1) - scores[:, 0]).mean()

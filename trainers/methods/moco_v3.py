@@ -1,0 +1,52 @@
+"""MoCo v3: momentum contrast within the batch, with a predictor.
+
+Chen et al., "An Empirical Study of Training Self-Supervised Vision Transformers", ICCV 2021.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.distributed import gather, gathered_rows
+from trainers.heads import Network, mlp, width
+from trainers.method import Clock, Method, StepOutput, Views, copy_of, rising
+from trainers.method_config import MocoV3Config
+
+
+class MocoV3(Method):
+    def __init__(self, config: MocoV3Config, backbone: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+
+        def network() -> Network:
+            encoder = backbone()
+            projector = mlp([width(encoder), config.hidden_dim, config.hidden_dim, config.dim], last_norm=True, bias=False)
+            return Network(encoder, projector, mlp([config.dim, config.hidden_dim, config.dim], last_norm=True, bias=False))
+
+        self.student = network()
+        self.teacher = copy_of(self.student, network)
+
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+        query, key = (F.normalize(tensor.float(), dim=-1) for tensor in (outputs[0], targets[0]))
+        own = gathered_rows(len(query), query.device)
+        return StepOutput(symmetric_contrast(query, gather(key), own, self.config.temperature))
+
+    def momentum(self, clock: Clock) -> float:
+        return rising(clock, self.config.momentum)
+
+
+def symmetric_contrast(query: Tensor, keys: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """Algorithm 1, ctr(q1, k2) + ctr(q2, k1), for any number of views: the mean over pairs of different views, times two.
+
+    `query` (B, V, D) of this rank's samples, which are rows `own` (B,) of the `keys` (G, 2, D) of all; lengths are 1.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        terms = [
+            F.cross_entropy(query[:, view] @ keys[:, other].T / temperature, own)
+            for other in range(keys.shape[1])
+            for view in range(query.shape[1])
+            if view != other
+        ]
+        return 2 * 2 * temperature * torch.stack(terms).mean()

@@ -1,0 +1,73 @@
+"""NPID: every sample is a class of its own, whose vector is kept in a memory bank.
+
+Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from curation import rng
+from trainers.distributed import gather, gathered_rows, sum_over_ranks, world_size
+from trainers.heads import Network, width
+from trainers.method import Clock, Method, StepOutput, Views
+from trainers.method_config import NpidConfig
+
+
+class Npid(Method):
+    bank: Tensor
+    normaliser: Tensor
+
+    def __init__(self, config: NpidConfig, backbone: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        encoder = backbone()
+        self.student = Network(encoder, nn.Linear(width(encoder), config.dim))
+        self.register_buffer("bank", torch.zeros(0, config.dim))
+        self.register_buffer("normaliser", torch.zeros(()))
+
+    def begin(self, num_samples: int, stream: int) -> None:
+        self._stream = stream
+        draws = torch.Generator().manual_seed(rng.key(stream, "bank") >> 1)
+        self.bank = F.normalize(torch.randn(num_samples, self.config.dim, generator=draws), dim=1).to(self.normaliser.device)
+
+    def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
+        return ([views.crops[0][:1]],)
+
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+        config, num_samples = self.config, len(self.bank)
+        seen = F.normalize(outputs[0][:, 0].float(), dim=1)
+        # Drawn for the global batch, so that the number of ranks does not matter.
+        draws = torch.Generator(seen.device).manual_seed(rng.key(self._stream, "noise", clock.step) >> 1)
+        shape = (len(seen) * world_size(), config.negatives)
+        noise = torch.randint(num_samples, shape, generator=draws, device=seen.device)[gathered_rows(len(seen), seen.device)]
+        with torch.autocast(seen.device.type, enabled=False):
+            own = self.bank[views.sample]
+            positive = (seen * own).sum(1) / config.temperature
+            negative = torch.einsum("bd,bmd->bm", seen, self.bank[noise]) / config.temperature
+            estimate = sum_over_ranks(negative.detach().exp().mean()) / world_size() * num_samples
+            constant = torch.where(self.normaliser > 0, self.normaliser, estimate)
+            loss = noise_contrast(positive, negative, constant, num_samples)
+            proximal = (seen - own).square().sum(1).mean()
+        self._constant, self._rows, self._seen = constant, views.sample, seen.detach()
+        return StepOutput(loss + config.proximal_weight * proximal)
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock, good: Tensor) -> None:
+        rows, seen = gather(self._rows), gather(self._seen)
+        before = self.bank[rows]
+        moved = F.normalize(before.lerp(seen, 1 - self.config.bank_momentum), dim=1)
+        self.bank[rows] = torch.where(good > 0, moved, before)
+        self.normaliser.copy_(torch.where(good > 0, self._constant, self.normaliser))
+
+
+def noise_contrast(positive: Tensor, negative: Tensor, normaliser: Tensor, num_samples: int) -> Tensor:
+    """Equations 4 to 8: -log h(i, v) - m E log(1 - h(i, v')), h the posterior of data against m uniform noise samples.
+
+    `positive` (B,) and `negative` (B, m) are similarities by the temperature, `normaliser` the constant Z. A scalar.
+    """
+    num_noise = negative.shape[1]
+    offset = torch.log(normaliser) + torch.log(torch.tensor(num_noise / num_samples))
+    return -F.logsigmoid(positive - offset).mean() - F.logsigmoid(offset - negative).sum(1).mean()

@@ -1,0 +1,50 @@
+"""VICReg: keep the variance of every dimension, the views together, and the dimensions uncorrelated.
+
+Bardes et al., "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning", ICLR 2022.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.distributed import gather
+from trainers.heads import Network, mlp, width
+from trainers.method import Clock, Method, StepOutput, Views
+from trainers.method_config import VicregConfig
+
+
+class Vicreg(Method):
+    def __init__(self, config: VicregConfig, backbone: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        encoder = backbone()
+        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.hidden_dim, config.dim]))
+
+    def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
+        return (views.crops[:1],)
+
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+        config = self.config
+        with torch.autocast(outputs[0].device.type, enabled=False):
+            first, second = gather(outputs[0].float()).unbind(1)
+            invariance = F.mse_loss(first, second)
+            variance = spread(first) + spread(second)
+            covariance = correlation(first) + correlation(second)
+        loss = config.invariance_weight * invariance + config.variance_weight * variance + config.covariance_weight * covariance
+        return StepOutput(
+            loss, {"invariance": invariance.detach(), "variance": variance.detach(), "covariance": covariance.detach()}
+        )
+
+
+def spread(embeddings: Tensor) -> Tensor:
+    """Equation 1: the mean over the dimensions of (N, D) of how far the standard deviation is below 1."""
+    return F.relu(1 - torch.sqrt(embeddings.var(0) + 1e-4)).mean()
+
+
+def correlation(embeddings: Tensor) -> Tensor:
+    """Equations 3 and 4: the squares of the covariances of different dimensions of (N, D), summed, by D."""
+    centred = embeddings - embeddings.mean(0)
+    covariance = centred.T @ centred / (len(centred) - 1)
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / covariance.shape[0]

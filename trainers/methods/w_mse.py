@@ -1,0 +1,63 @@
+"""W-MSE: whitened embeddings cannot collapse, so positives may simply be drawn together.
+
+Ermolov et al., "Whitening for Self-Supervised Representation Learning", ICML 2021.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from curation import rng
+from curation.errors import ConfigError
+from trainers.distributed import gather
+from trainers.heads import Network, mlp, width
+from trainers.method import Clock, Method, StepOutput, Views
+from trainers.method_config import WmseConfig
+
+_EPSILON = 1e-3
+"""Of the identity, mixed into a covariance."""
+
+
+class Wmse(Method):
+    def __init__(self, config: WmseConfig, backbone: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        encoder = backbone()
+        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.dim]))
+
+    def begin(self, num_samples: int, stream: int) -> None:
+        self._stream = stream
+
+    def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
+        return (views.crops[:1],)
+
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+        every = gather(outputs[0].float())
+        size = self.config.slice_size
+        if len(every) % size:
+            raise ConfigError(
+                f"train.method.slice_size {size} must divide train.global_batch_size {len(every)}: so many samples are "
+                "whitened at a time."
+            )
+        draws = rng.generator(rng.key(self._stream, "slices", clock.step))
+        slices = [torch.from_numpy(draws.permutation(len(every))).view(-1, size) for _ in range(self.config.permutations)]
+        with torch.autocast(every.device.type, enabled=False):
+            terms = [whitened_error(every[some.to(every.device)]) for some in torch.cat(slices)]
+        return StepOutput(torch.stack(terms).mean())
+
+
+def whitened_error(embeddings: Tensor) -> Tensor:
+    """The mean of 2 - 2 cos between two views' whitened embeddings (N, 2, D), each view whitened by itself: a scalar."""
+    first, second = (F.normalize(whiten(view), dim=-1) for view in embeddings.unbind(1))
+    return (2 - 2 * (first * second).sum(1)).mean()
+
+
+def whiten(embeddings: Tensor) -> Tensor:
+    """Zero mean and unit covariance for (N, D): the inverse Cholesky factor of the covariance, applied (section 3)."""
+    centred = embeddings - embeddings.mean(0)
+    covariance = centred.T @ centred / (len(centred) - 1)
+    identity = torch.eye(len(covariance), device=covariance.device)
+    factor = torch.linalg.cholesky((1 - _EPSILON) * covariance + _EPSILON * identity)
+    return torch.linalg.solve_triangular(factor, centred.T, upper=False).T
