@@ -38,10 +38,9 @@ def optimizer_of(model: MultiCrop, name: str, **settings: float) -> torch.optim.
 
 
 def fill_gradients(model: nn.Module, step: int) -> None:
-    images = torch.randn(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(step))
-    model.zero_grad()
-    weights = torch.linspace(-1, 1, 10)
-    (model([images]) * weights).square().sum().backward()
+    generator = torch.Generator().manual_seed(step)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
 
 
 def literal_step(name: str, w: Tensor, g: Tensor, state: dict[str, Any], matrix: bool) -> Tensor:
@@ -77,7 +76,6 @@ def test_three_steps_equal_the_formulas(name: str) -> None:
         expected = {
             key: literal_step(name, p.detach(), p.grad, state[key], p.ndim > 1 and key.endswith("weight"))
             for key, p in model.named_parameters()
-            if p.grad is not None
         }
         optimizer.step()
         for key, p in model.named_parameters():
