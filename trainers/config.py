@@ -207,8 +207,8 @@ class EvaluateConfig(Config):
 
     operational = frozenset({"batch_size"})
 
-    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(10, 20), min_length=1)
-    """k of the weighted kNN classifier; the best is reported."""
+    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(10, 20, 100, 200), min_length=1)
+    """Each k of the weighted kNN classifier, capped at the number of labelled samples that vote; the best is singled out."""
     temperature: float = Field(default=0.07, gt=0)
     max_samples: int = Field(default=20_000, ge=10)
     """Labelled samples used, of the pool and of the held-out split each, at the most."""
