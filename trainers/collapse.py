@@ -105,10 +105,8 @@ def _remedy(verdict: Verdict, method: DinoConfig | SwavConfig) -> str:
         )
     else:
         sharpness = f"train.method.epsilon ({method.epsilon})"
-        balance = (
-            f"Codes are not balanced: raise train.method.sinkhorn_iterations ({method.sinkhorn_iterations}) or "
-            "train.global_batch_size."
-        )
+        iterations = f"train.method.sinkhorn_iterations ({method.sinkhorn_iterations})"
+        balance = f"Codes are not balanced: raise {iterations} or train.global_batch_size."
     return {
         "fine": "",
         "one prototype": balance,

@@ -25,17 +25,19 @@ def test_separable_classes_are_recognised_and_shuffled_labels_are_not() -> None:
 
 
 def test_weighted_knn_equals_a_literal_vote() -> None:
-    (bank, bank_labels), (queries, labels) = blobs(60), blobs(20)
-    queries += RNG.standard_normal(queries.shape).astype(np.float32)
-    config = EvaluateConfig(neighbours=(7,), temperature=0.5)
-    hits = 0
+    (bank, bank_labels), (queries, labels) = blobs(60), blobs(100)
+    queries += 2 * RNG.standard_normal(queries.shape).astype(np.float32)
+    config = EvaluateConfig(neighbours=(3, 7, 20), temperature=0.5)
+    hits = dict.fromkeys(config.neighbours, 0)
     for query, label in zip(queries, labels, strict=True):
         cosine = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
-        votes = np.zeros(4)
-        for index in np.argsort(-cosine)[:7]:
-            votes[bank_labels[index]] += np.exp(cosine[index] / 0.5)
-        hits += votes.argmax() == label
-    assert knn_accuracy(bank, bank_labels, queries, labels, config)["knn"] == hits / 20
+        for k in hits:
+            votes = np.zeros(4)
+            for index in np.argsort(-cosine)[:k]:
+                votes[bank_labels[index]] += np.exp(cosine[index] / 0.5)
+            hits[k] += votes.argmax() == label
+    scores = {f"knn_{k}": count / 100 for k, count in hits.items()}
+    assert knn_accuracy(bank, bank_labels, queries, labels, config) == {"knn": max(scores.values()), **scores}
 
 
 def test_a_small_temperature_does_not_overflow() -> None:
