@@ -53,8 +53,10 @@ def evaluate_encoder(
     from curation.distance import default_device
     from trainers.embed import embed
     from trainers.encoders import Encoder
-    from trainers.evaluate import knn_accuracy, label_free, linear_probe_accuracy
+    from trainers.evaluate import knn_accuracy, label_free
+    from trainers.probes import probe_accuracy
 
+    device = default_device()
     encoder = Encoder.load(encoder_directory)
     features, labels = {}, {}
     for split in (POOL, HELD_OUT):
@@ -63,7 +65,7 @@ def evaluate_encoder(
         rows = np.sort(rng.permute(rng.key(seed, split), np.arange(min(config.max_samples, len(every))), len(every)))
         features[split] = np.empty((0, 1), dtype=np.float32)
         if len(rows):
-            features[split] = embed(encoder, every, rows, batch_size=config.batch_size, device=default_device())
+            features[split] = embed(encoder, every, rows, batch_size=config.batch_size, device=device)
         labels[split] = names[rows]
     result: dict[str, Any] = {"dim": features[POOL].shape[1], **label_free(features[POOL], stream=seed)}
 
@@ -78,8 +80,8 @@ def evaluate_encoder(
         classes, numbers = np.unique(np.concatenate([bank_names, query_names]), return_inverse=True)
         known, asked = numbers[: len(bank)], numbers[len(bank) :]
         result |= {"classes": len(classes), "labelled": len(bank), "queries": len(queries)}
-        result |= knn_accuracy(bank, known, queries, asked, config)
-        result["linear"] = linear_probe_accuracy(bank, known, queries, asked)
+        result |= knn_accuracy(bank, known, queries, asked, config, device=device)
+        result |= probe_accuracy(bank, known, queries, asked, stream=rng.key(seed, "probe"), device=device)
     if selection is not None and len(bank):
         result["class_balance"] = _class_balance(samples, selection)
         result["class_agreement"] = _class_agreement(samples, selection, rng.key(seed, "agreement"))

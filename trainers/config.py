@@ -126,6 +126,34 @@ class ViewsConfig(Config):
         return self
 
 
+class AdamWConfig(Config):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): what DINO, DINOv2 and ViTs in general are trained with."""
+
+    type: Literal["adamw"] = "adamw"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+
+
+class SgdConfig(Config):
+    """Stochastic gradient descent with momentum."""
+
+    type: Literal["sgd"] = "sgd"
+    momentum: float = Field(default=0.9, gt=0, lt=1)
+    nesterov: bool = False
+
+
+class LarsConfig(Config):
+    """SGD whose rate adapts to each layer (You et al. 2017), for large batches of convnets. Defaults from SwAV's code, which
+    takes it with `learning_rate: 0.3` (4.8 at a global batch of 4096) and a weight decay of 1e-6."""
+
+    type: Literal["lars"] = "lars"
+    momentum: float = Field(default=0.9, gt=0, lt=1)
+    trust_coefficient: float = Field(default=0.001, gt=0)
+    """A layer's rate is this times the norm of its weights over that of its gradient. Biases and norms keep the plain rate."""
+
+
+OptimizerConfig = Annotated[AdamWConfig | SgdConfig | LarsConfig, Field(discriminator="type")]
+
+
 class TrainConfig(Config):
     """Self-supervised pretraining on the selected samples."""
 
@@ -138,8 +166,13 @@ class TrainConfig(Config):
     """Passes over the selected samples, repeats included."""
     global_batch_size: int = Field(default=256, ge=2)
     """Samples of one step over all ranks; the number of ranks must divide it."""
+    optimizer: OptimizerConfig = AdamWConfig()
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak rate at a global batch of 256; scaled linearly with the batch."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each layer of the encoder learns at this times the rate of the one above it. DINOv2 takes 0.9."""
+    patch_embed_rate: float = Field(default=1.0, gt=0)
+    """Factor of the learning rate of a ViT's patch embedding. DINOv2 takes 0.2."""
     final_learning_rate: float = Field(default=1e-6, ge=0)
     warmup_epochs: float = Field(default=10, ge=0)
     weight_decay: float = Field(default=0.04, ge=0)
@@ -187,8 +220,8 @@ class EvaluateConfig(Config):
 
     operational = frozenset({"batch_size"})
 
-    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(10, 20), min_length=1)
-    """k of the weighted kNN classifier; the best is reported."""
+    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(10, 20, 100, 200), min_length=1)
+    """Each k of the weighted kNN classifier, capped at the number of labelled samples that vote; the best is singled out."""
     temperature: float = Field(default=0.07, gt=0)
     max_samples: int = Field(default=20_000, ge=10)
     """Labelled samples used, of the pool and of the held-out split each, at the most."""

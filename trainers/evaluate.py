@@ -1,16 +1,16 @@
-"""What frozen features are worth: with labels a weighted kNN and a linear probe, without them their rank and spread."""
-
-import warnings
+"""What frozen features are worth: with labels a weighted kNN, without them their rank and spread. Probes are in `probes`."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 
 from curation import rng
 from curation.quality import rankme, uniformity
 from trainers.config import EvaluateConfig
+
+_BYTES = 2**30
+"""What a kNN may hold on its device, queries and bank included."""
 
 
 def label_free(features: np.ndarray, *, stream: int) -> dict[str, float]:
@@ -24,37 +24,56 @@ def label_free(features: np.ndarray, *, stream: int) -> dict[str, float]:
 
 
 def knn_accuracy(
-    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, labels: np.ndarray, config: EvaluateConfig
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    queries: np.ndarray,
+    labels: np.ndarray,
+    config: EvaluateConfig,
+    *,
+    device: torch.device | None = None,
+    budget: int = _BYTES,
 ) -> dict[str, float]:
     """Accuracy of a weighted kNN classifier, for each k and the best: {"knn": …, "knn_10": …, …}.
 
     Cosine similarity, votes exp(similarity / temperature) (Wu et al., CVPR 2018, section 3.4). `bank` (N, D) with
-    `bank_labels` (N,) votes on `queries` (M, D).
+    `bank_labels` (N,) votes on `queries` (M, D), both float32; k is at most N. The bank may be a memory map: it is read in
+    blocks, so that at most `budget` bytes are held beside it.
     """
-    reference = F.normalize(torch.from_numpy(bank), dim=1)
-    targets = torch.from_numpy(bank_labels.astype(np.int64))
     num_classes = int(max(bank_labels.max(), labels.max())) + 1
     ks = sorted({min(k, len(bank)) for k in config.neighbours})
-    predictions: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
-    for block in F.normalize(torch.from_numpy(queries), dim=1).split(1024):
-        similarity, neighbours = (block @ reference.T).topk(max(ks), dim=1)
-        # Relative to the nearest, so that a small temperature cannot overflow.
-        votes = ((similarity - similarity[:, :1]) / config.temperature).exp()
-        for k in ks:
-            ballot = torch.zeros(len(block), num_classes)
-            ballot.scatter_add_(1, targets[neighbours[:, :k]], votes[:, :k])
-            predictions[k].append(ballot.argmax(1))
-    scores = {f"knn_{k}": float((torch.cat(predictions[k]).numpy() == labels).mean()) for k in ks}
+    # A query takes its row, its best so far beside those of a block, and its ballot; a bank row its numbers and those of the
+    # unit-length copy.
+    a_query = 4 * bank.shape[1] * 2 + 12 * 3 * ks[-1] + 8 * num_classes
+    queries_at_once = max(1, min(len(queries), budget // 2 // a_query))
+    a_row = 4 * bank.shape[1] * 2 + 4 * queries_at_once
+    rows_at_once = max(ks[-1], budget // 2 // a_row)
+    targets = torch.from_numpy(bank_labels.astype(np.int64)).to(device)
+    hits = dict.fromkeys(ks, 0)
+    for start in range(0, len(queries), queries_at_once):
+        chunk = slice(start, start + queries_at_once)
+        similarity, neighbours = _nearest(bank, queries[chunk], ks[-1], rows_at_once, device)
+        # Relative to the nearest, so that a small temperature cannot overflow, and as whole numbers, whose sum on a GPU does
+        # not depend on the order.
+        votes = ((similarity - similarity[:, :1]).double() / config.temperature).exp().mul_(2.0**40).long()
+        ballot = torch.zeros(len(votes), num_classes, dtype=torch.int64, device=device)
+        truth = torch.from_numpy(labels[chunk]).to(device)
+        for nearer, k in zip([0, *ks], ks, strict=False):
+            ballot.scatter_add_(1, targets[neighbours[:, nearer:k]], votes[:, nearer:k])
+            hits[k] += int((ballot.argmax(1) == truth).sum())
+    scores = {f"knn_{k}": hits[k] / len(queries) for k in ks}
     return {"knn": max(scores.values()), **scores}
 
 
-def linear_probe_accuracy(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, labels: np.ndarray) -> float:
-    """Test accuracy of a multinomial logistic regression on standardised frozen features."""
-    mean, std = bank.mean(0), bank.std(0) + 1e-6
-    if len(np.unique(bank_labels)) < 2:
-        return float((labels == bank_labels[0]).mean())
-    probe = LogisticRegression(C=0.1, max_iter=300)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit((bank - mean) / std, bank_labels)
-    return float(probe.score((queries - mean) / std, labels))
+def _nearest(
+    bank: np.ndarray, queries: np.ndarray, k: int, rows_at_once: int, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    """Cosine similarities, falling, and indices (M, k) of the k rows of `bank` (N, D) nearest to each of `queries` (M, D)."""
+    asking = F.normalize(torch.tensor(queries, device=device), dim=1)
+    best = torch.empty(len(asking), 0, device=device)
+    index = torch.empty(len(asking), 0, dtype=torch.int64, device=device)
+    for start in range(0, len(bank), rows_at_once):
+        block = F.normalize(torch.tensor(bank[start : start + rows_at_once], device=device), dim=1)
+        near, which = (asking @ block.T).topk(min(k, len(block)), dim=1)
+        best, kept = torch.cat([best, near], dim=1).topk(min(k, best.shape[1] + near.shape[1]), dim=1)
+        index = torch.cat([index, which + start], dim=1).gather(1, kept)
+    return best, index

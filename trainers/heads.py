@@ -18,11 +18,14 @@ class Network(nn.Module):
         self.backbone = backbone
         self.projector = projector
         self.predictor = predictor
+        self.features = torch.empty(0, width(backbone))
+        """(B, D) of the first crops seen last, for whoever watches over the training."""
 
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, ...]:
         """Crop groups [(V_i, B, 3, S_i, S_i)] to embeddings (B, V, D), V = sum of the V_i."""
         num_samples = crops[0].shape[1]
         features = torch.cat([self.backbone(group.flatten(0, 1)) for group in crops])
+        self.features = features[:num_samples].detach()
         projected = self.projector(features)
         if self.predictor is not None:
             projected = self.predictor(projected)

@@ -1,6 +1,6 @@
 """What every method is made of. The methods themselves are in `trainers.methods`, one file each."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,9 +98,9 @@ class Method(nn.Module):
         """From what the student (and the teacher) made of all samples of this rank."""
         raise NotImplementedError
 
-    def frozen(self, clock: Clock) -> Iterable[nn.Parameter]:  # noqa: ARG002
-        """Parameters that this step must not change."""
-        return ()
+    def prototypes_frozen(self, clock: Clock) -> bool:  # noqa: ARG002
+        """Whether this step must not change the prototypes: the parameters outside of the student."""
+        return False
 
     def momentum(self, clock: Clock) -> float:
         """Of the teacher, at this step."""

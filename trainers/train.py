@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curation import rng
 from curation.errors import DataError
@@ -19,6 +21,7 @@ from curation.files import write_atomic
 from trainers import checkpoint, views
 from trainers.accumulation import backward
 from trainers.checkpoint import Checkpoints
+from trainers.collapse import FeatureSpread, Health, TeacherUse, judge
 from trainers.config import TrainConfig
 from trainers.data import Batch, Loader, SampleList
 from trainers.distributed import (
@@ -32,8 +35,10 @@ from trainers.distributed import (
     world_size,
 )
 from trainers.encoders import Encoder, InputRange, build_backbone
+from trainers.evaluate import label_free
 from trainers.method import Clock, Views
 from trainers.methods import build_method
+from trainers.optimizers import build_optimizer, set_rates, skip_if
 from trainers.schedules import cosine, warmup_cosine
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -49,6 +54,7 @@ class TrainProgress:
     total_steps: int
     loss: float
     images_per_second: float
+    health: Health
 
 
 class _DivergedError(Exception):
@@ -119,7 +125,7 @@ class _Training:
         synchronise_batch_norm(self.method)
         self.method.to(device)
         parallelise(self.method, config.parallel, device)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.method), lr=0.0, fused=True)
+        self.optimizer = build_optimizer(self.method, config)
         self.inputs = InputRange.of(self.method.encoder)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.precision = partial[AbstractContextManager[object]](torch.autocast, device.type, torch.bfloat16, enabled=bf16)
@@ -158,7 +164,8 @@ class _Training:
             clock = Clock(self.step, self.total_steps, self.steps_per_epoch)
             if self.step and int(clock.epoch) > int((self.step - 1) / self.steps_per_epoch):
                 method.before_epoch(int(clock.epoch))
-            rate = _set_rates(self.optimizer, config, clock, frozen=set(method.frozen(clock)))
+            rate, frozen = self._rate(clock), method.prototypes_frozen(clock)
+            set_rates(self.optimizer, rate, self._weight_decay(clock), prototypes_frozen=frozen)
             found = backward(
                 method,
                 self._views(batch),
@@ -168,15 +175,15 @@ class _Training:
                 precision=self.precision,
             )
             average(method)
-            for parameter in method.frozen(clock):
-                if parameter.grad is not None:
-                    parameter.grad.zero_()
-            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            groups = self.optimizer.param_groups
+            trained = [parameter for group in groups for parameter in group["params"]]
+            if frozen:  # they count neither in the norm nor in the optimizer's moments
+                torch._foreach_zero_([p.grad for group in groups if group["prototypes"] for p in group["params"]])
             norm = clip_gradients(trained, config.clip_gradient)
             good = (norm.isfinite() & found.loss.detach().isfinite()).float()
             good = (sum_over_ranks(good.clone()) == world_size()).float()
             bad_in_a_row = (bad_in_a_row + 1) * (1 - good)
-            self.optimizer.found_inf, self.optimizer.grad_scale = 1 - good, None  # type: ignore[attr-defined]
+            skip_if(self.optimizer, good == 0)
             self.optimizer.step()
             self.optimizer.zero_grad()
             method.after_step(clock, good)
@@ -188,26 +195,50 @@ class _Training:
 
             saves = self.step % config.checkpoint_every == 0 or self.step == self.total_steps
             if saves or self.step % config.log_every == 0:
-                loss = self._told()
+                loss, health = self._told()
                 if saves:
                     facts = {"passed_over": self.passed_over}
                     checkpoints.save(self.step, method, self.optimizer, facts)
                 pace = (self.step - began_at) * config.global_batch_size / (time.perf_counter() - began)
-                yield TrainProgress(self.step, self.total_steps, loss, pace)
+                yield TrainProgress(self.step, self.total_steps, loss, pace, health)
+
+    def _rate(self, clock: Clock) -> float:
+        config = self.config
+        peak = config.learning_rate * config.global_batch_size / 256
+        return warmup_cosine(clock.step, clock.total_steps, self._warmup, peak, config.final_learning_rate)
+
+    def _weight_decay(self, clock: Clock) -> float:
+        return cosine(clock.step, clock.total_steps, self.config.weight_decay, self.config.final_weight_decay)
+
+    @property
+    def _warmup(self) -> float:
+        return min(self.config.warmup_epochs * self.steps_per_epoch, self.total_steps / 2)
 
     def _seed_part(self, part: int) -> None:
         torch.manual_seed(rng.key(self.seed, "layers", self.step, rank(), part) >> 1)
 
-    def _told(self) -> float:
-        """The last loss, once the log is written. Raises _DivergedError after too many bad steps in a row."""
-        rows = self.log.flush()
+    def _told(self) -> tuple[float, Health]:
+        """The last loss, and how the training does, once the log is written. Raises _DivergedError after many bad steps."""
+        rows = self.log.gathered()
+        features = self.method.student.features.float().cpu().numpy()
+        spread = label_free(features, stream=0) if np.isfinite(features).all() else {"rankme": 0.0, "feature_std": 0.0}
+        health = self._health(rows[-1], FeatureSpread(spread["rankme"], spread["feature_std"], *features.shape))
+        rows[-1] |= {"rankme": spread["rankme"], "feature_std": spread["feature_std"], "verdict": health.verdict}
+        self.log.write(rows)
         worst = max(rows, key=lambda row: row["bad_in_a_row"])
         if worst["bad_in_a_row"] >= _MOST_BAD_STEPS:
             raise _DivergedError(
                 f"The loss or the gradient was not finite in {worst['bad_in_a_row']:.0f} steps in a row, until step "
                 f"{worst['step']}."
             )
-        return float(rows[-1]["loss"])
+        return rows[-1]["loss"], health
+
+    def _health(self, row: dict[str, Any], spread: FeatureSpread) -> Health:
+        use = None
+        if "prototypes_used" in row:
+            rows, prototypes = 2 * self.config.global_batch_size // world_size(), self.config.method.prototypes  # type: ignore[union-attr]
+            use = TeacherUse(row["assignment_entropy"], row["prototypes_worth"], row["prototypes_used"], rows, prototypes)
+        return judge(self.step, self._warmup, use, spread, self.config.method)
 
     def _views(self, batch: Batch) -> Views:
         """The batch on the device, its crops coloured and normalised."""
@@ -231,30 +262,6 @@ class _Training:
             ) from error
 
 
-def _parameter_groups(method: nn.Module) -> list[dict[str, object]]:
-    """Weight decay for matrices, none for biases and norms; what only the loss uses by itself, for it may be frozen."""
-    inside = {name: p for name, p in method.named_parameters() if p.requires_grad and name.startswith("student.")}
-    outside = [p for name, p in method.named_parameters() if p.requires_grad and name not in inside]
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in inside.values() if p.ndim > 1], "decays": True},
-        {"params": [p for p in inside.values() if p.ndim <= 1], "decays": False, "weight_decay": 0.0},
-    ]
-    return groups + ([{"params": outside, "decays": True}] if outside else [])
-
-
-def _set_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, clock: Clock, frozen: set[nn.Parameter]) -> float:
-    """Write this step's learning rate and weight decay into the optimizer; returns the learning rate."""
-    peak = config.learning_rate * config.global_batch_size / 256
-    warmup = min(config.warmup_epochs * clock.steps_per_epoch, clock.total_steps / 2)
-    rate = warmup_cosine(clock.step, clock.total_steps, warmup, peak, config.final_learning_rate)
-    decay = cosine(clock.step, clock.total_steps, config.weight_decay, config.final_weight_decay)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0 if frozen.issuperset(group["params"]) else rate
-        if group["decays"]:
-            group["weight_decay"] = decay
-    return rate
-
-
 class _MetricLog:
     """One JSON line per step. Numbers stay on the device until a flush, so that steps do not wait for them."""
 
@@ -272,8 +279,8 @@ class _MetricLog:
         self._scalars.append(scalars)
         self._known.append(known)
 
-    def flush(self) -> list[dict[str, float]]:
-        """Average over ranks, write, and return a row a step. What is not finite is written as null."""
+    def gathered(self) -> list[dict[str, Any]]:
+        """A row for each step since the last call, averaged over ranks."""
         names = list(self._scalars[0])
         table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._scalars])
         table = sum_over_ranks(table) / world_size()
@@ -285,12 +292,17 @@ class _MetricLog:
             for known, values in zip(self._known, table.cpu(), strict=True)
         ]
         self._scalars, self._known = [], []
+        return rows
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Append the rows to the file; what is not finite becomes null."""
         if rank() == 0:
             with self._path.open("a") as file:
                 for row in rows:
-                    file.write(
-                        json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n"
-                    )
+                    file.write(json.dumps({name: _or_none(value) for name, value in row.items()}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())  # a checkpoint may follow, which counts on these lines
-        return rows
+
+
+def _or_none(value: Any) -> Any:
+    return value if not isinstance(value, float) or math.isfinite(value) else None

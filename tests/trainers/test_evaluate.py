@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from trainers.config import EvaluateConfig
-from trainers.evaluate import knn_accuracy, label_free, linear_probe_accuracy
+from trainers.evaluate import knn_accuracy, label_free
 
 RNG = np.random.default_rng(0)
 CENTRES = np.eye(4, 16) * 3
@@ -15,25 +18,26 @@ def blobs(num: int) -> tuple[np.ndarray, np.ndarray]:
 def test_separable_classes_are_recognised_and_shuffled_labels_are_not() -> None:
     (bank, bank_labels), (queries, labels) = blobs(400), blobs(200)
     scores = knn_accuracy(bank, bank_labels, queries, labels, EvaluateConfig())
-    assert scores["knn"] == max(scores["knn_10"], scores["knn_20"]) > 0.98
-    assert linear_probe_accuracy(bank, bank_labels, queries, labels) > 0.98
+    assert list(scores) == ["knn", "knn_10", "knn_20", "knn_100", "knn_200"]
+    assert scores["knn"] == max(scores.values()) > 0.98
     wrong = RNG.permutation(bank_labels)
     assert knn_accuracy(bank, wrong, queries, labels, EvaluateConfig())["knn"] < 0.5
-    assert linear_probe_accuracy(bank, wrong, queries, labels) < 0.5
 
 
 def test_weighted_knn_equals_a_literal_vote() -> None:
-    (bank, bank_labels), (queries, labels) = blobs(60), blobs(20)
-    queries += RNG.standard_normal(queries.shape).astype(np.float32)
-    config = EvaluateConfig(neighbours=(7,), temperature=0.5)
-    hits = 0
+    (bank, bank_labels), (queries, labels) = blobs(60), blobs(100)
+    queries += 2 * RNG.standard_normal(queries.shape).astype(np.float32)
+    config = EvaluateConfig(neighbours=(3, 7, 20), temperature=0.5)
+    hits = dict.fromkeys(config.neighbours, 0)
     for query, label in zip(queries, labels, strict=True):
         cosine = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
-        votes = np.zeros(4)
-        for index in np.argsort(-cosine)[:7]:
-            votes[bank_labels[index]] += np.exp(cosine[index] / 0.5)
-        hits += votes.argmax() == label
-    assert knn_accuracy(bank, bank_labels, queries, labels, config)["knn"] == hits / 20
+        for k in hits:
+            votes = np.zeros(4)
+            for index in np.argsort(-cosine)[:k]:
+                votes[bank_labels[index]] += np.exp(cosine[index] / 0.5)
+            hits[k] += votes.argmax() == label
+    scores = {f"knn_{k}": count / 100 for k, count in hits.items()}
+    assert knn_accuracy(bank, bank_labels, queries, labels, config) == {"knn": max(scores.values()), **scores}
 
 
 def test_a_small_temperature_does_not_overflow() -> None:
@@ -42,11 +46,23 @@ def test_a_small_temperature_does_not_overflow() -> None:
     assert knn_accuracy(bank, bank_labels, queries, labels, config)["knn"] > 0.98
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_memory_mapped_bank_in_small_blocks_votes_as_the_whole(tmp_path: Path) -> None:
+    (bank, bank_labels), (queries, labels) = blobs(500), blobs(70)
+    queries += 2 * RNG.standard_normal(queries.shape).astype(np.float32)
+    np.save(tmp_path / "bank.npy", bank)
+    mapped = np.load(tmp_path / "bank.npy", mmap_mode="r")
+    config = EvaluateConfig(neighbours=(1, 5, 30))
+    whole = knn_accuracy(bank, bank_labels, queries, labels, config)
+    assert 0.3 < whole["knn_1"] < 0.95
+    assert knn_accuracy(mapped, bank_labels, queries, labels, config, budget=20_000) == whole
+
+
 def test_a_small_bank_and_one_class_are_no_error() -> None:
     bank, _ = blobs(3)
     zeros = np.zeros(3, dtype=np.int64)
-    assert knn_accuracy(bank, zeros, bank, zeros, EvaluateConfig())["knn"] == 1
-    assert linear_probe_accuracy(bank, zeros, bank, zeros) == 1
+    assert knn_accuracy(bank, zeros, bank, zeros, EvaluateConfig()) == {"knn": 1, "knn_3": 1}
+    assert knn_accuracy(bank, zeros, bank, np.array([0, 0, 5]), EvaluateConfig())["knn"] == pytest.approx(2 / 3)
 
 
 def test_collapse_shows_without_labels() -> None:

@@ -3,7 +3,7 @@
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainers.distributed import sum_over_ranks, world_size
 from trainers.heads import NestedPrototypes, Network, dino_projector, nested_projector
-from trainers.losses import entropy, swapped_cross_entropy
+from trainers.losses import swapped_cross_entropy, use_of_prototypes
 from trainers.method import Clock, Method, StepOutput, Views, copy_of, follow, rising
 from trainers.method_config import DinoConfig
 from trainers.schedules import linear
@@ -46,7 +46,7 @@ class Dino(Method):
         temperature = linear(
             clock.epoch, config.teacher_warmup_epochs, config.teacher_temperature_start, config.teacher_temperature
         )
-        losses, entropies, means = [], [], []
+        losses, means, use = [], [], dict[str, Tensor]()
         centers = self.prototypes.split(self.center)
         for level, (own, other) in enumerate(zip(self.prototypes, self.teacher_prototypes, strict=True)):
             with torch.no_grad():
@@ -55,12 +55,12 @@ class Dino(Method):
                 means.append(scores.mean((0, 1)))
             seen = F.normalize(self.prototypes.part(outputs[0], level).float(), dim=-1)
             losses.append(swapped_cross_entropy(seen, own.directions(), told, config.student_temperature))
-            entropies.append(entropy(told))
+            use = use or use_of_prototypes(told)
         self._mean = torch.cat(means)
-        return StepOutput(torch.stack(losses).sum(), {"teacher_entropy": entropies[0]})
+        return StepOutput(torch.stack(losses).sum(), use)
 
-    def frozen(self, clock: Clock) -> Iterable[nn.Parameter]:
-        return self.prototypes.parameters() if clock.epoch < self.config.freeze_prototypes_epochs else ()
+    def prototypes_frozen(self, clock: Clock) -> bool:
+        return clock.epoch < self.config.freeze_prototypes_epochs
 
     def momentum(self, clock: Clock) -> float:
         return rising(clock, self.config.momentum)

@@ -3,7 +3,7 @@
 Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainers.distributed import gather, rank, world_size
 from trainers.heads import NestedPrototypes, Network, mlp, nested_projector
-from trainers.losses import entropy, swapped_cross_entropy
+from trainers.losses import swapped_cross_entropy, use_of_prototypes
 from trainers.method import Clock, Method, StepOutput, Views
 from trainers.method_config import SwavConfig
 from trainers.queue import Queue
@@ -35,18 +35,18 @@ class Swav(Method):
         if self.queue is not None and clock.epoch >= config.queue_start_epoch:
             # Each rank looks at its share of the queue, so that together they look at it once.
             known = torch.cat([known, self.queue.rows[rank() :: world_size()].to(known.dtype)])
-        losses, entropies = [], []
+        losses, use = [], dict[str, Tensor]()
         for level, prototypes in enumerate(self.prototypes):
             with torch.no_grad():
                 scores = prototypes(self.prototypes.part(known, level)).float()
                 codes = sinkhorn(scores, epsilon=config.epsilon, iterations=config.sinkhorn_iterations)[: len(self._seen)]
             seen = F.normalize(self.prototypes.part(outputs[0], level).float(), dim=-1)
             losses.append(swapped_cross_entropy(seen, prototypes.directions(), codes, config.temperature))
-            entropies.append(entropy(codes))
-        return StepOutput(torch.stack(losses).sum(), {"code_entropy": entropies[0]})
+            use = use or use_of_prototypes(codes)
+        return StepOutput(torch.stack(losses).sum(), use)
 
-    def frozen(self, clock: Clock) -> Iterable[nn.Parameter]:
-        return self.prototypes.parameters() if clock.epoch < self.config.freeze_prototypes_epochs else ()
+    def prototypes_frozen(self, clock: Clock) -> bool:
+        return clock.epoch < self.config.freeze_prototypes_epochs
 
     @torch.no_grad()
     def after_step(self, clock: Clock, good: Tensor) -> None:
