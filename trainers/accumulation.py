@@ -52,11 +52,12 @@ def backward(
         _reduce_gradients(method.student, part == parts - 1)
         with precision():
             again = method.student(*method.inputs(piece, clock))
-        gradients = [
-            output.grad.split([len(one[number]) for one in seen])[part]  # type: ignore[union-attr]
+        gradients = {
+            number: output.grad.split([len(one[number]) for one in seen])[part]
             for number, output in enumerate(outputs)
-        ]
-        torch.autograd.backward(again, gradients)
+            if output.grad is not None
+        }
+        torch.autograd.backward([again[number] for number in gradients], list(gradients.values()))
     return found
 
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.distributed import GlobalBatchNorm
+from trainers.masks import Mask
+from trainers.vit import VisionTransformer
 
 
 class Network(nn.Module):
@@ -24,12 +26,47 @@ class Network(nn.Module):
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, ...]:
         """Crop groups [(V_i, B, 3, S_i, S_i)] to embeddings (B, V, D), V = sum of the V_i."""
         num_samples = crops[0].shape[1]
-        features = torch.cat([self.backbone(group.flatten(0, 1)) for group in crops])
+        groups = [group.flatten(0, 1) for group in crops]
+        if isinstance(self.backbone, VisionTransformer):
+            features = self.backbone.tokens(groups, orders=self._orders(self.backbone, groups)).features
+        else:
+            features = torch.cat([self.backbone(group) for group in groups])
         self.features = features[:num_samples].detach()
         projected = self.projector(features)
         if self.predictor is not None:
             projected = self.predictor(projected)
         return (projected.unflatten(0, (-1, num_samples)).transpose(0, 1),)
+
+    def _orders(self, backbone: VisionTransformer, groups: list[Tensor]) -> list[Tensor] | None:
+        """Which samples stochastic depth leaves out, by torch's own generator; a teacher sees all."""
+        if not self.training or not next(self.parameters()).requires_grad:
+            return None
+        device = groups[0].device
+        generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+        return backbone.draw_orders([len(group) for group in groups], generator)
+
+
+class MaskedNetwork(Network):
+    """A Vision Transformer with a projector for class tokens and one, which may be the same, for masked patches."""
+
+    def __init__(self, backbone: VisionTransformer, projector: nn.Module, patch_projector: nn.Module) -> None:
+        super().__init__(backbone, projector)
+        self.patch_projector = patch_projector
+
+    def forward(self, crops: list[Tensor], mask: Mask, hides: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Embeddings (B, V, D), those (M, D) of the patches in `mask`, and features (B, 2, F) of the global crops.
+
+        The patches are hidden from the backbone if it `hides` them, as a student's does.
+        """
+        num_samples = crops[0].shape[1]
+        groups = [group.flatten(0, 1) for group in crops]
+        backbone = self.backbone
+        assert isinstance(backbone, VisionTransformer)
+        tokens = backbone.tokens(groups, mask.hidden if hides else None, self._orders(backbone, groups))
+        features = tokens.features.unflatten(0, (-1, num_samples)).transpose(0, 1)
+        self.features = features[:, 0].detach()
+        patches = tokens.patches[0].flatten(0, 1).index_select(0, mask.rows)
+        return self.projector(features), self.patch_projector(patches), features[:, :2]
 
 
 class Prototypes(nn.Module):
@@ -81,7 +118,9 @@ class _NestedProjector(nn.Module):
         self._dims = dims
 
     def forward(self, features: Tensor) -> Tensor:
-        return torch.cat([project(features[:, :dim]) for project, dim in zip(self.projectors, self._dims, strict=True)], dim=1)
+        return torch.cat(
+            [project(features[..., :dim]) for project, dim in zip(self.projectors, self._dims, strict=True)], dim=-1
+        )
 
 
 def nested_projector(backbone: nn.Module, levels: int, make: Callable[[int], nn.Module]) -> nn.Module:

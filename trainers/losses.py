@@ -1,43 +1,43 @@
 """Losses shared by methods. All in fp32, whatever the networks ran in."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_ROWS = 8192
+"""Whose scores are in memory at once."""
+
 
 class _PrototypeCrossEntropy(torch.autograd.Function):
-    """One view after another, so that the scores (B, K) of only one are in memory; with its gradient, so that none is kept.
+    """The sum of m logsumexp(x W' / t) - T . x W' / t over rows x, each with a target T whose entries sum to m.
 
-    With p = softmax(x W' / t) and a target T whose rows sum to m, the loss of a row is m logsumexp(x W' / t) - T . x W' / t and
-    its gradient by the scores is (m p - T) / t.
+    That is the cross-entropy of T with softmax(x W' / t) = p, and its gradient by the scores is (m p - T) / t. It is computed
+    with the loss, some rows after others, so that the scores of all rows are never in memory. `targets(rows)` gives T.
     """
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        num_samples, num_views, _ = x.shape
-        num_pairs = targets.shape[1] * (num_views - 1)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Callable[[slice], Tensor], temperature: float) -> Tensor:
         loss = x.new_zeros(())
         of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
-        every = targets.sum(1)
-        for view in range(num_views):
-            own = view < targets.shape[1]
-            target = every - targets[:, view] if own else every
-            mass = targets.shape[1] - own
-            if not mass:
-                of_x[:, view] = 0
-                continue
-            scores = (x[:, view] @ weight.T) / temperature
+        for start in range(0, len(x), _ROWS):
+            rows = slice(start, start + _ROWS)
+            target = targets(rows)
+            mass = target.sum(1, keepdim=True)
+            scores = (x[rows] @ weight.T) / temperature
             top = torch.logsumexp(scores, dim=1, keepdim=True)
-            loss += mass * top.sum() - (target * scores).sum()
-            gradient = torch.exp(scores - top).mul_(mass).sub_(target).mul_(1 / (temperature * num_pairs * num_samples))
-            of_x[:, view] = gradient @ weight
-            of_weight += gradient.T @ x[:, view]
-        ctx.save_for_backward(of_x, of_weight)  # type: ignore[attr-defined]
-        return loss / (num_pairs * num_samples)
+            loss += (mass * top).sum() - (target * scores).sum()
+            gradient = torch.exp(scores - top).mul_(mass).sub_(target).div_(temperature)
+            of_x[rows] = gradient @ weight
+            of_weight += gradient.T @ x[rows]
+        ctx.save_for_backward(of_x, of_weight)
+        return loss
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        of_x, of_weight = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_x, of_weight = ctx.saved_tensors
         return of_x * gradient, of_weight * gradient, None, None
 
 
@@ -50,8 +50,50 @@ def swapped_cross_entropy(x: Tensor, prototypes: Tensor, targets: Tensor, temper
     `x` (B, V, D) are embeddings of length 1, views 0 … G - 1 the ones with `targets` (B, G, K), whose rows sum to 1;
     `prototypes` (K, D) have length 1.
     """
+    num_samples, num_views, _ = x.shape
+    num_targets = targets.shape[1]
+    every = targets.sum(1)
+    # View first, so that rows that belong together are one piece.
+    loss = x.new_zeros((), dtype=torch.float32)
     with torch.autocast(x.device.type, enabled=False):  # which would round scores to bf16
-        return _PrototypeCrossEntropy.apply(x.float(), prototypes.float(), targets.float(), temperature)
+        for view in range(num_views):
+            if num_targets == 1 and view == 0:
+                continue
+            target = every - targets[:, view] if view < num_targets else every
+            loss = loss + _PrototypeCrossEntropy.apply(
+                x[:, view].float(), prototypes.float(), lambda rows, target=target: target[rows].float(), temperature
+            )
+    return loss / (num_targets * (num_views - 1) * num_samples)
+
+
+def masked_cross_entropy(x: Tensor, prototypes: Tensor, targets: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """The sum of weight[m] times the cross-entropy of targets[m] with softmax(x[m] . prototypes / temperature), a scalar.
+
+    iBOT's equation 2 for masked patches `x` (M, D) of length 1 with `targets` (M, K), `weight` (M,) and `prototypes` (K, D) of
+    length 1.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return _PrototypeCrossEntropy.apply(
+            x.float(), prototypes.float(), lambda rows: targets[rows].float() * weight[rows, None], temperature
+        )
+
+
+def koleo(x: Tensor, every: Tensor) -> Tensor:
+    """-log of the distance to the nearest other of all embeddings, the mean, a scalar: spreads them evenly.
+
+    Sablayrolles et al., "Spreading Vectors for Similarity Search", ICLR 2019, equation 4. `x` (B, D) are this rank's of `every`
+    (G, D), of length 1. Embeddings that are equal, as of duplicate images, do not count as others: their distance has no
+    gradient and its logarithm no bound.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, every = x.float(), every.float()
+        with torch.no_grad():
+            cosine = x @ every.T
+            cosine = cosine.masked_fill(cosine > 1 - 1e-6, -2)
+            nearest, index = cosine.max(1)
+        has_other = nearest > -2
+        distance = (x - every[index]).square().sum(1).clamp_min(1e-12).sqrt()
+        return -torch.where(has_other, distance, 1.0).log().sum() / len(x)
 
 
 @torch.no_grad()

@@ -39,6 +39,37 @@ class DinoConfig(PrototypesConfig):
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
+class IbotConfig(DinoConfig):
+    """DINO, and the same for the patches a block mask hides from the student (Zhou et al. 2022). Needs a ViT."""
+
+    type: Literal["ibot"] = "ibot"  # type: ignore[assignment]
+    prototypes: int = Field(default=8192, ge=2)
+    mask_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """How often a global crop has hidden patches."""
+    mask_ratio: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0, lt=1)]] = (0.1, 0.5)
+    """Share of its patches that are hidden, drawn uniformly."""
+    patch_weight: float = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _ratio_ascends(self) -> "IbotConfig":
+        if self.mask_ratio[0] > self.mask_ratio[1]:
+            raise ValueError(f"mask_ratio runs from small to large; found {list(self.mask_ratio)}")
+        return self
+
+
+class Dinov2Config(IbotConfig):
+    """DINO and iBOT with heads of their own, and KoLeo (Oquab et al. 2024). Needs a ViT."""
+
+    type: Literal["dinov2"] = "dinov2"  # type: ignore[assignment]
+    prototypes: int = Field(default=65536, ge=2)
+    targets: Literal["centering", "sinkhorn"] = "sinkhorn"
+    """How the teacher's targets are kept apart: DINO's centering, or three iterations of Sinkhorn-Knopp."""
+    koleo_weight: float = Field(default=0.1, ge=0)
+    teacher_temperature: Temperature = 0.07
+    teacher_warmup_epochs: float = Field(default=30, ge=0)
+    momentum: Momentum = 0.992
+
+
 class SwavConfig(PrototypesConfig):
     """Swapped assignments between views (Caron et al. 2020)."""
 
@@ -178,6 +209,8 @@ class ClassifyConfig(Config):
 
 MethodConfig = Annotated[
     DinoConfig
+    | IbotConfig
+    | Dinov2Config
     | SwavConfig
     | DeepClusterConfig
     | SimclrConfig

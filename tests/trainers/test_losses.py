@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.helpers import on_ranks
-from trainers.losses import swapped_cross_entropy
+from trainers.losses import koleo, masked_cross_entropy, swapped_cross_entropy
 from trainers.methods.barlow_twins import redundancy
 from trainers.methods.byol import regression
 from trainers.methods.deepcluster import classification
@@ -215,3 +215,34 @@ def _sinkhorn_on_a_rank(rank: int) -> None:
 
 def test_sinkhorn_over_two_ranks_is_that_of_the_global_batch() -> None:
     on_ranks(_sinkhorn_on_a_rank, 2)
+
+
+def test_masked_cross_entropy_is_a_weighted_sum() -> None:
+    x, prototypes = drawn(5, 4, unit=True), drawn(7, 4, unit=True, seed=1)
+    targets, weight = torch.softmax(drawn(5, 7, seed=2), dim=-1), torch.tensor([1, 0.5, 0.5, 0.25, 2])
+    expected = 0.0
+    for m in range(5):
+        prediction = torch.softmax(prototypes.double() @ x[m].double() / 0.1, dim=0)
+        expected -= float(weight[m]) * sum(float(targets[m, k]) * math.log(float(prediction[k])) for k in range(7))
+    assert same(masked_cross_entropy(x, prototypes, targets, weight, 0.1), expected)
+
+
+def test_koleo_is_the_log_of_the_distance_to_the_nearest_other() -> None:
+    x = drawn(6, 4, unit=True)
+    rows = x.double()
+    nearest = [min(float((rows[i] - rows[j]).norm()) for j in range(6) if j != i) for i in range(6)]
+    expected = -sum(map(math.log, nearest)) / 6
+    assert same(koleo(x, x), expected)
+
+
+def test_koleo_passes_over_duplicates_and_stays_finite() -> None:
+    one, other = drawn(2, 4, unit=True)
+    x = torch.stack([one, one, other]).requires_grad_()
+    loss = koleo(x, x)
+    assert same(loss, -math.log(float((one - other).norm())))
+    loss.backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    alike = one.expand(3, 4).clone().half().requires_grad_()
+    assert float(koleo(alike, alike)) == 0
+    assert float(koleo(one[None], one[None])) == 0

@@ -22,6 +22,11 @@ VIT = VitConfig(image_size=16, patch_size=8, dim=24, depth=2, heads=2)
 METHODS: list[configs.MethodConfig] = [
     configs.DinoConfig(prototypes=24, hidden_dim=32, bottleneck_dim=16, freeze_prototypes_epochs=0),
     configs.DinoConfig(prototypes=24, hidden_dim=32, bottleneck_dim=16, nested=3, freeze_prototypes_epochs=0),
+    configs.IbotConfig(prototypes=24, hidden_dim=32, bottleneck_dim=16, mask_probability=1, freeze_prototypes_epochs=0),
+    configs.Dinov2Config(prototypes=24, hidden_dim=32, bottleneck_dim=16, freeze_prototypes_epochs=0),
+    configs.Dinov2Config(
+        prototypes=24, hidden_dim=32, bottleneck_dim=16, nested=2, targets="centering", freeze_prototypes_epochs=0
+    ),
     configs.SwavConfig(
         prototypes=12, hidden_dim=32, bottleneck_dim=16, queue=16, queue_start_epoch=0.5, freeze_prototypes_epochs=0
     ),
@@ -51,7 +56,8 @@ def no_batch_norm(method: Method) -> None:
 def steps(config: configs.MethodConfig, mode: str, parts: int, norm: bool) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and the weights after three steps of a global batch of eight, on this rank of the process group."""
     torch.manual_seed(0)
-    method = build_method(config, lambda: build_backbone(VIT))
+    vit = VIT.model_copy(update={"mask_token": True}) if isinstance(config, configs.IbotConfig) else VIT
+    method = build_method(config, lambda: build_backbone(vit))
     if not norm:
         no_batch_norm(method)
     method.begin(SAMPLES, 7)

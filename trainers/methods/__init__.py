@@ -18,6 +18,8 @@ def build_method(config: configs.MethodConfig, backbone: Callable[[], nn.Module]
     from trainers.methods.classify import Classify
     from trainers.methods.deepcluster import DeepCluster
     from trainers.methods.dino import Dino
+    from trainers.methods.dinov2 import Dinov2
+    from trainers.methods.ibot import Ibot
     from trainers.methods.moco_v2 import MocoV2
     from trainers.methods.moco_v3 import MocoV3
     from trainers.methods.npid import Npid
@@ -28,6 +30,10 @@ def build_method(config: configs.MethodConfig, backbone: Callable[[], nn.Module]
     from trainers.methods.w_mse import Wmse
 
     match config:
+        case configs.Dinov2Config():
+            return Dinov2(config, backbone)
+        case configs.IbotConfig():
+            return Ibot(config, backbone)
         case configs.DinoConfig():
             return Dino(config, backbone)
         case configs.SwavConfig():
