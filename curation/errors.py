@@ -19,3 +19,7 @@ class DataError(UserError):
 
 class StaleArtifactError(UserError):
     """A directory holds work that was made from other settings."""
+
+
+class StoppedError(Exception):
+    """A signal asked for the end, and the work so far is saved: the same command continues it."""

@@ -278,11 +278,17 @@ def _config_of(run_dir: Path) -> Path:
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends in a sentence and code 2, a bug in a traceback and code 1."""
-    from curation.errors import UserError
+    """Entry point: a user's mistake ends in a sentence and code 2, a bug in a traceback and code 1.
+
+    Work that a signal stopped and that was saved ends with code 75, which sysexits.h calls a temporary failure: try again.
+    """
+    from curation.errors import StoppedError, UserError
 
     try:
         app()
     except UserError as error:
         print(f"windrow: {error}", file=sys.stderr)
         sys.exit(2)
+    except StoppedError as stopped:
+        print(f"windrow: {stopped} The same command continues.", file=sys.stderr)
+        sys.exit(75)

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curation.errors import ConfigError, DataError
+from curation.errors import ConfigError, DataError, StoppedError
 from pipeline.artifacts import Part, read_kind
 from pipeline.select import SELECTION, TRAINING
 from pipeline.stage import Made, Work
@@ -17,6 +20,7 @@ from trainers.encoders import DESCRIPTION, WEIGHTS
 from trainers.train import CHECKPOINTS, METRICS, TrainProgress
 
 _CPU_RANKS = 2
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,18 @@ class Train:
         init_from = checkpoint.newest(previous / CHECKPOINTS) if previous else None
         if previous and init_from is None:
             raise DataError(f"{previous} has no checkpoint left to start from. Train it again, or start without it.")
-        args = (self.config, selection / TRAINING, samples, work.out, self.seed, init_from)
+        stop_file = work.scratch / "stop"
+        args = (self.config, selection / TRAINING, samples, work.out, self.seed, init_from, stop_file)
         last: TrainProgress | None = None
-        with work.runtime.console.progress("train", 0, "steps") as meter:
+        told = ""
+        with work.runtime.console.progress("train", 0, "steps") as meter, signals_make(stop_file):
             for last in work.runtime.ranks(train_rank, ranks, *args, gpu=True):
                 meter.move(last.step, last.total_steps, f"{last.images_per_second:,.0f} images/s, loss {last.loss:.3f}")
+                if last.health.advice and last.health.verdict != told:
+                    work.runtime.console.say(f"  {last.health.verdict}: {last.health.advice}")
+                told = last.health.verdict
+        if last is not None and not last.finished:
+            raise StoppedError(f"Saved at step {last.step:,} of {last.total_steps:,}, as a signal asked.")
         losses = [json.loads(line)["loss"] for line in (work.out / METRICS).open()]
         steps = len(losses)
         if last is not None and last.step != steps:
@@ -84,8 +95,27 @@ class Train:
         return ranks
 
 
+@contextmanager
+def signals_make(stop_file: Path) -> Iterator[None]:
+    """While this lasts, SIGTERM, SIGUSR1 and SIGUSR2 make `stop_file`, which the ranks look for, instead of ending the process.
+
+    Schedulers send them before they take a machine away.
+    """
+    stop_file.parent.mkdir(parents=True, exist_ok=True)
+    stop_file.unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():  # only that one may listen
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: stop_file.touch()) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def train_rank(
-    config: TrainConfig, training_list: Path, samples: Path, out: Path, seed: int, init_from: Path | None
+    config: TrainConfig, training_list: Path, samples: Path, out: Path, seed: int, init_from: Path | None, stop_file: Path
 ) -> Iterator[TrainProgress]:
     """One rank of the training."""
     from curation.distance import default_device
@@ -99,4 +129,5 @@ def train_rank(
         seed=seed,
         device=default_device(),
         init_from=init_from,
+        stop_file=stop_file,
     )

@@ -62,10 +62,12 @@ class Checkpoints:
         self._writing = self._thread.submit(self._complete, path, written, {"step": step, **facts})
 
     def finish(self) -> None:
-        """Wait until the checkpoint that is being written is there. Raises DataError if it could not be."""
+        """Wait until the checkpoint that is being written is there, for all ranks. Raises DataError if it could not be."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
+            if self._group is not None:
+                dist.barrier(self._group)
 
     def _complete(self, path: Path, written: Future[Any], facts: dict[str, Any]) -> None:
         """Once all ranks have written theirs, show the checkpoint and delete all but the newest two."""

@@ -1,6 +1,8 @@
 """The few collectives training needs, with or without a process group."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -52,6 +54,31 @@ def parallelise(method: nn.Module, mode: str, device: torch.device) -> None:
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module with every split tensor put together, on all ranks."""
     return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in module.state_dict().items()}
+
+
+class StopFlag:
+    """Whether to stop, as rank 0 sees it, agreed on by all ranks at the same step.
+
+    The message of one step is read at the next, so that nobody waits for it.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._sent: tuple[Tensor, Any] | None = None
+
+    def agreed(self) -> bool:
+        """Called by all ranks once a step."""
+        here = self._path is not None and rank() == 0 and self._path.exists()
+        if self._group is None:
+            return here
+        before = self._sent
+        flag = torch.tensor(float(here))
+        self._sent = flag, dist.broadcast(flag, 0, group=self._group, async_op=True)
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0])
 
 
 def average(method: nn.Module) -> None:

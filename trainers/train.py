@@ -25,6 +25,7 @@ from trainers.collapse import FeatureSpread, Health, TeacherUse, judge
 from trainers.config import TrainConfig
 from trainers.data import Batch, Loader, SampleList
 from trainers.distributed import (
+    StopFlag,
     average,
     clip_gradients,
     parallelise,
@@ -56,6 +57,10 @@ class TrainProgress:
     images_per_second: float
     health: Health
 
+    @property
+    def finished(self) -> bool:
+        return self.step == self.total_steps
+
 
 class _DivergedError(Exception):
     """Several steps in a row had a loss or gradient that is not finite."""
@@ -69,6 +74,7 @@ def train(
     seed: int,
     device: torch.device | None = None,
     init_from: Path | None = None,
+    stop_file: Path | None = None,
 ) -> Iterator[TrainProgress]:
     """Train on this rank of the current process group; iterate to the end to get there.
 
@@ -76,11 +82,13 @@ def train(
     writes `metrics.jsonl` (a line per step) and at the end the encoder. The samples of every step depend on `seed` and the
     global batch size only. A step whose loss or gradient is not finite changes nothing; after several in a row training goes
     back to its last checkpoint and passes over the samples that led there. Raises DataError if that does not help.
+
+    Once rank 0 finds `stop_file`, all ranks save at the end of the next step and return; `finished` of the last progress tells.
     """
     device = device or torch.device("cpu")
     begin_at = 0
     for rollback in range(_MOST_ROLLBACKS + 1):
-        training = _Training(config, samples, out, seed, device, init_from, begin_at)
+        training = _Training(config, samples, out, seed, device, init_from, begin_at, stop_file)
         try:
             yield from training.steps()
             return
@@ -104,6 +112,7 @@ class _Training:
         device: torch.device,
         init_from: Path | None,
         begin_at: int,
+        stop_file: Path | None,
     ) -> None:
         """`begin_at` is the step of the sample stream before which nothing may be shown (again)."""
         self.config, self.out, self.seed, self.device = config, out, seed, device
@@ -136,6 +145,7 @@ class _Training:
             self.passed_over = max(facts["passed_over"], begin_at - self.step)
         elif init_from is not None:
             self._start_from(init_from)
+        self.stop = StopFlag(stop_file)
         self.log = _MetricLog(out / METRICS, keep_until=self.step)
 
     def steps(self) -> Iterator[TrainProgress]:
@@ -148,10 +158,12 @@ class _Training:
             method.before_first_step(lambda: map(self._views, self.loader.batches(0, epoch)))
         try:
             yield from self._steps(checkpoints)
-        finally:
+        except (_DivergedError, GeneratorExit):  # on all ranks; after an error on one, nobody may wait for the others
             checkpoints.finish()
+            raise
+        checkpoints.finish()
         weights = whole_state(method.encoder)
-        if rank() == 0:
+        if rank() == 0 and self.step == self.total_steps:
             backbone = build_backbone(config.encoder)
             backbone.load_state_dict(weights)
             Encoder(config.encoder, backbone).save(self.out)
@@ -193,7 +205,8 @@ class _Training:
                 {"step": self.step, "learning_rate": rate, "gradient_norm": norm},
             )
 
-            saves = self.step % config.checkpoint_every == 0 or self.step == self.total_steps
+            stops = self.stop.agreed()
+            saves = stops or self.step % config.checkpoint_every == 0 or self.step == self.total_steps
             if saves or self.step % config.log_every == 0:
                 loss, health = self._told()
                 if saves:
@@ -201,6 +214,8 @@ class _Training:
                     checkpoints.save(self.step, method, self.optimizer, facts)
                 pace = (self.step - began_at) * config.global_batch_size / (time.perf_counter() - began)
                 yield TrainProgress(self.step, self.total_steps, loss, pace, health)
+            if stops:
+                return
 
     def _rate(self, clock: Clock) -> float:
         config = self.config

@@ -13,9 +13,11 @@ from curation.errors import DataError
 from tests.helpers import on_ranks
 from tests.trainers.test_data import shards
 from trainers import checkpoint
+from trainers import train as training
 from trainers.config import TimmConfig, TrainConfig, ViewsConfig, VitConfig
-from trainers.data import Loader, SampleList
+from trainers.data import Batch, Loader, SampleList
 from trainers.encoders import Encoder
+from trainers.method import Views
 from trainers.method_config import DinoConfig, SwavConfig
 from trainers.train import CHECKPOINTS, METRICS, train
 
@@ -134,6 +136,63 @@ def test_resumed_on_one_two_and_four_ranks_it_is_the_same_run(tmp_path: Path) ->
         assert len(alone) == 24
         for curve in others:
             assert np.abs(np.subtract(curve, alone)).max() < 1e-4
+
+
+def _stop_and_continue(_: int, directory: Path) -> None:
+    samples = SampleList.read(directory / "list.parquet", directory)
+    go(CONFIG, samples, directory / "whole")
+    out, stop = directory / "stopped", directory / "stop"
+    steps = []
+    for progress in train(
+        CONFIG.model_copy(update={"log_every": 1, "checkpoint_every": 100}), samples, out, seed=3, stop_file=stop
+    ):
+        steps.append(progress.step)
+        if progress.step == 9:
+            stop.touch()
+    assert steps[-1] <= 11
+    assert not progress.finished
+    assert checkpoint.newest(out / CHECKPOINTS) == out / CHECKPOINTS / f"step-{steps[-1]:08d}"
+    assert not (out / "encoder.safetensors").exists()
+    go(CONFIG, samples, out)
+
+
+def test_stopped_from_outside_all_ranks_save_and_continue_to_the_same_bits(tmp_path: Path) -> None:
+    shards(tmp_path, num=24)
+    on_ranks(_stop_and_continue, 2, tmp_path)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    for name in (
+        "encoder.safetensors",
+        *(f"checkpoints/step-00000024/shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)),
+    ):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_bad_steps_change_nothing_and_a_run_of_them_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = shards(tmp_path, num=24)
+    seen: list[list[int]] = []
+    views = training._Training._views
+
+    def poisoned(self: training._Training, batch: Batch) -> Views:
+        found = views(self, batch)
+        step = int(batch.position[0]) // 8
+        seen.append([self.step, step])
+        if step in (2, 9, 10, 11):  # one by itself, and three that follow the checkpoint of step 8
+            found.crops[0][0, 0] = torch.nan
+        return found
+
+    monkeypatch.setattr(training._Training, "_views", poisoned)
+    config = CONFIG.model_copy(update={"checkpoint_every": 1, "log_every": 1})
+    go(config.model_copy(update={"checkpoint_every": 2}), samples, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / METRICS).read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 25))
+    assert [row["step"] for row in rows if row["loss"] is None] == [3, 10]
+    steps = [step for _, step in seen]
+    assert steps[:12] == list(range(12))
+    back = steps[12:]
+    assert back == list(range(12, 12 + len(back)))  # what led there is not shown again
+    assert seen[-1][0] == 23
+    state = saved(tmp_path / "out")
+    assert all(tensor.isfinite().all() for tensor in state.values())
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(tmp_path: Path) -> None:
