@@ -3,8 +3,11 @@
 import itertools
 import json
 import random
+import re
 import shutil
+import signal
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +80,10 @@ def test_pyarrow_and_numpy_read_every_table(tiny_run: FinishedRun) -> None:
 def test_torch_and_safetensors_read_the_weights(tiny_run: FinishedRun) -> None:
     train = tiny_run.directory / "round-1" / "train"
     (path,) = (train / "checkpoints").iterdir()
-    state = torch.load(path, weights_only=True)
-    assert state["step"] == sum(1 for _ in (train / "metrics.jsonl").open())
+    state = {name: tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert json.loads((path / "state.json").read_text())["step"] == sum(1 for _ in (train / "metrics.jsonl").open())
     exported = load_file(train / "encoder.safetensors")
-    assert torch.equal(exported["cls_token"], state["method"]["teacher.backbone.cls_token"])
+    assert torch.equal(exported["cls_token"], state["method.teacher.backbone.cls_token"])
 
 
 def test_the_second_round_starts_from_the_first(tiny_run: FinishedRun) -> None:
@@ -222,6 +225,27 @@ def test_killed_in_every_stage_a_run_ends_with_the_same_bits(tiny_run: FinishedR
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == state, f"{path} was made again"
     assert len(hit) >= 20
     assert {name.split("/")[-1] for name in hit} == {name.split("/")[-1] for name in names}
+
+
+def test_a_signal_saves_and_the_same_command_continues(tiny_run: FinishedRun, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    rarely = {**TINY, "train.checkpoint_every": 1000}
+    command = [WINDROW, "run", str(tiny_run.config), f"run_dir={run_dir}", *words(rarely)]
+    running = Killable(command, tmp_path / "log")
+    metrics = run_dir / "round-0" / "train" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count("\n") < 2):
+        time.sleep(0.01)
+    seen = metrics.read_text().count("\n")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(60) == 75
+    log = (tmp_path / "log").read_text()
+    saved = int(re.search(r"Saved at step (\d+) of \d+, as a signal asked", log).group(1))  # type: ignore[union-attr]
+    assert saved >= seen
+    assert metrics.read_text().count("\n") == saved
+    done = windrow(*command[1:])
+    assert done.returncode == 0, done.stderr
+    assert _contents(run_dir / "round-0") == _contents(tiny_run.directory / "round-0")
 
 
 def _artifacts(run_dir: Path) -> list[Path]:
