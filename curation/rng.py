@@ -100,7 +100,7 @@ def permute_each(stream: int, which: np.ndarray, positions: np.ndarray, sizes: n
     """As `permute`, each position (N,) within a permutation of its own: the one named `which` (N,), of range(`sizes` (N,))."""
     which, positions, sizes = (np.asarray(x, dtype=np.int64).astype(np.uint64) for x in (which, positions, sizes))
     if (positions >= sizes).any():
-        raise ValueError("each position must lie in [0, its size)")
+        raise ValueError("each position must be at least 0 and below its size")
     half_bits = np.maximum(1, (np.frexp((sizes - np.uint64(1)).astype(np.float64))[1] + 1) // 2).astype(np.uint64)
     masks = (np.uint64(1) << half_bits) - np.uint64(1)
     values = positions.copy()

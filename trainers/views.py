@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from curation import rng
@@ -107,7 +108,12 @@ def colour(
     first_view: int,
     mean: Sequence[float] = (0, 0, 0),
     std: Sequence[float] = (1, 1, 1),
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Flip, recolour and normalise `batch` (V', B, 3, S, S) uint8, views `first_view` onwards: the same shape in float32."""
-    crops = recolour(batch.flatten(0, 1), draws.changes(config, first_view, len(batch)), mean, std)
-    return crops.unflatten(0, batch.shape[:2])
+    """Flip, recolour and normalise `batch` (V', B, 3, S, S) uint8, views `first_view` onwards: the same shape in `dtype`."""
+    changes = draws.changes(config, first_view, len(batch))
+    if batch.device.type == "cuda":
+        from trainers import kernels
+
+        return kernels.recolour(batch.flatten(0, 1), changes, mean, std, dtype).view(batch.shape)
+    return recolour(batch.flatten(0, 1), changes, mean, std).to(dtype).view(batch.shape)
