@@ -32,6 +32,13 @@ _PACKAGES = (
     "flash-kmeans",
     "timm",
     "lightly",
+    "torchvision",
+    "pillow",
+    "simplejpeg",
+    "webdataset",
+    "mosaicml-streaming",
+    "litdata",
+    "ray",
 )
 
 

@@ -46,15 +46,11 @@ def philox(stream: int, counters: np.ndarray) -> np.ndarray:
 def bits(stream: int, rows: np.ndarray, num: int) -> np.ndarray:
     """`num` random 32-bit words for each of `rows` (N,) int64; returns (N, num) uint32."""
     rows = np.ascontiguousarray(rows, dtype=np.int64).astype(np.uint64)
-    blocks = []
-    for block in range(-(-num // 4)):
-        counters = np.empty((len(rows), 4), dtype=np.uint32)
-        counters[:, 0] = rows & _LOW
-        counters[:, 1] = rows >> _HALF
-        counters[:, 2] = block
-        counters[:, 3] = 0
-        blocks.append(philox(stream, counters))
-    return np.concatenate(blocks, axis=1)[:, :num]
+    counters = np.zeros((len(rows), -(-num // 4), 4), dtype=np.uint32)
+    counters[:, :, 0] = (rows & _LOW)[:, None]
+    counters[:, :, 1] = (rows >> _HALF)[:, None]
+    counters[:, :, 2] = np.arange(counters.shape[1])
+    return philox(stream, counters.reshape(-1, 4)).reshape(len(rows), -1)[:, :num]
 
 
 def uniform(stream: int, rows: np.ndarray, num: int = 1) -> np.ndarray:
@@ -97,4 +93,24 @@ def permute(stream: int, positions: np.ndarray, size: int) -> np.ndarray:
             left, right = right, left ^ (mixed & mask)
         values[outside] = left << shift | right
         outside = outside[values[outside] >= size]
+    return values.astype(np.int64)
+
+
+def permute_each(stream: int, which: np.ndarray, positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """As `permute`, each position (N,) within a permutation of its own: the one named `which` (N,), of range(`sizes` (N,))."""
+    which, positions, sizes = (np.asarray(x, dtype=np.int64).astype(np.uint64) for x in (which, positions, sizes))
+    if (positions >= sizes).any():
+        raise ValueError("each position must be at least 0 and below its size")
+    half_bits = np.maximum(1, (np.frexp((sizes - np.uint64(1)).astype(np.float64))[1] + 1) // 2).astype(np.uint64)
+    masks = (np.uint64(1) << half_bits) - np.uint64(1)
+    values = positions.copy()
+    outside = np.arange(len(values))
+    while len(outside):
+        shift, mask, name = half_bits[outside], masks[outside], which[outside]
+        left, right = values[outside] >> shift, values[outside] & mask
+        for step in range(6):
+            counters = np.stack([right, np.full_like(right, step), name & _LOW, name >> _HALF], axis=1).astype(np.uint32)
+            left, right = right, left ^ (philox(stream, counters)[:, 0].astype(np.uint64) & mask)
+        values[outside] = left << shift | right
+        outside = outside[values[outside] >= sizes[outside]]
     return values.astype(np.int64)

@@ -20,6 +20,7 @@ from trainers.encoders import DESCRIPTION, WEIGHTS
 from trainers.train import CHECKPOINTS, METRICS, TrainProgress
 
 _CPU_RANKS = 2
+_WORTH_SAYING = 0.1
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -56,7 +57,10 @@ class Train:
         told = ""
         with work.runtime.console.progress("train", 0, "steps") as meter, signals_make(stop_file):
             for last in work.runtime.ranks(train_rank, ranks, *args, gpu=True):
-                meter.move(last.step, last.total_steps, f"{last.images_per_second:,.0f} images/s, loss {last.loss:.3f}")
+                note = f"{last.images_per_second:,.0f} images/s, loss {last.loss:.3f}"
+                if last.waiting > _WORTH_SAYING:
+                    note += f", {last.waiting:.0%} of the time waiting for samples"
+                meter.move(last.step, last.total_steps, note)
                 if last.health.advice and last.health.verdict != told:
                     work.runtime.console.say(f"  {last.health.verdict}: {last.health.advice}")
                 told = last.health.verdict
@@ -124,7 +128,7 @@ def train_rank(
 
     yield from train(
         config,
-        SampleList.read(training_list, samples),
+        SampleList.read(training_list, samples, config.label),
         out,
         seed=seed,
         device=default_device(),

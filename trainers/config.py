@@ -98,8 +98,10 @@ TrainableConfig = Annotated[VitConfig | TimmConfig, Field(discriminator="type")]
 class ViewsConfig(Config):
     """Multi-crop (Caron et al. 2020, SwAV section 3.3) with the colour augmentation of BYOL and DINO."""
 
+    num_global: int = Field(default=2, ge=1)
+    """Global crops; every method here wants two."""
     num_local: int = Field(default=6, ge=0)
-    """Local crops beside the two global ones."""
+    """Local crops beside the global ones."""
     global_size: int = Field(default=224, ge=8)
     local_size: int = Field(default=96, ge=8)
     global_scale: Scale = (0.4, 1.0)
@@ -190,6 +192,13 @@ class TrainConfig(Config):
     """auto: bf16 on a GPU, fp32 on the CPU."""
     ranks: int | None = Field(default=None, ge=1)
     """Training processes. Left out: one a GPU, or two on a machine without."""
+    order: Literal["shuffled", "balanced", "distinct"] = "shuffled"
+    """shuffled: an epoch shows each selected sample, as often as it repeats, in an order of its own. balanced: every label
+    equally often. distinct: no label twice in a step, as far as that is possible."""
+    label: str | None = None
+    """Column of the training list with pseudo-labels, such as level_1: for `order`, and for methods that learn from labels."""
+    max_bad_fraction: Probability = 0.01
+    """Samples that cannot be read are replaced by others, up to this share of those shown; of the first 1,000 that many."""
     threads: int = Field(default=2, ge=1)
     """Decoding threads of each rank."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -199,6 +208,13 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
+        if self.label is None and (self.order != "shuffled" or self.method.type in ("supcon", "classify")):
+            raise ValueError(
+                f"order {self.order} with method {self.method.type} needs pseudo-labels: set train.label to their column, "
+                "such as level_1"
+            )
+        if self.views.num_global != 2:
+            raise ValueError(f"views.num_global {self.views.num_global} must be 2: every method compares two global crops")
         if self.ranks and self.global_batch_size % self.ranks:
             raise ValueError(f"global_batch_size {self.global_batch_size} must be a multiple of ranks {self.ranks}")
         if self.global_batch_size % (self.accumulation * (self.ranks or 1)):

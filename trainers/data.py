@@ -1,14 +1,17 @@
 """The loader: selected samples from tar shards, in an order that depends on the seed alone.
 
-The samples shown during training are one endless stream. Position p of it lies in epoch p // E and holds what that epoch's
-permutation puts there; step s is the positions [s·G, (s + 1)·G) of a global batch G. Ranks take turns inside a step. So any
-number of ranks and threads sees the same steps, and resuming at a step needs no state but its number.
+The samples shown during training are one endless stream (`order`); step s is the positions [s·G, (s + 1)·G) of it for a global
+batch G. Ranks take turns inside a step. So any number of ranks and threads sees the same steps, and resuming at a step needs
+no state but its number.
 """
 
+import os
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +22,19 @@ from torch import Tensor
 
 from curation import rng
 from curation.errors import DataError
-from trainers import views
+from trainers import memory, views
 from trainers.config import ViewsConfig
 from trainers.images import decode, to_square
+from trainers.order import Balanced, Distinct, Mixed, Order, OrderName, Shuffled
 
 ROWS_PER_EPOCH = "rows_per_epoch"
 """In the schema's metadata of a training list: how many of its rows an epoch shows, others each time."""
+_OPEN_FILES = 256
+_AHEAD = 2
+_PLANNED = 4096
+_REPLACEMENTS = 20
+_BEFORE_JUDGED = 1000
+_RESTORE = "Restore it, or shard the source again."
 
 
 @dataclass(frozen=True)
@@ -44,22 +54,26 @@ class SampleList:
     """(N,) int32: how often an epoch shows the sample."""
     per_epoch: int | None = None
     """How many an epoch shows, drawn anew each time; None: all."""
+    label: np.ndarray | None = None
+    """(N,) int64: a class or cluster, where the order looks at it."""
+    parts: tuple[tuple["SampleList", float], ...] = ()
+    """Where this is a mixture: the lists it was joined from, in turn, and the weight of each."""
 
     @classmethod
-    def read(cls, path: Path, shard_directory: Path) -> "SampleList":
-        """Read a training list, a Parquet file with columns row_id, shard, offset, size and optionally repeats."""
+    def read(cls, path: Path, shard_directory: Path, label: str | None = None) -> "SampleList":
+        """Read a training list, a Parquet file with columns row_id, shard, offset, size, optionally repeats, and `label`."""
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} is no readable Parquet file: {error}") from error
-        wanted = ["row_id", "shard", "offset", "size"]
+        wanted = ["row_id", "shard", "offset", "size", *([label] if label else [])]
         if missing := [name for name in wanted if name not in table.column_names]:
             raise DataError(f"{path} lacks the columns {missing}; found {table.column_names}.")
-        return cls.of(table, shard_directory)
+        return cls.of(table, shard_directory, label)
 
     @classmethod
-    def of(cls, table: pa.Table, shard_directory: Path) -> "SampleList":
-        """From columns row_id, shard, offset, size and optionally repeats; `shard` is relative to the directory."""
+    def of(cls, table: pa.Table, shard_directory: Path, label: str | None = None) -> "SampleList":
+        """From columns row_id, shard, offset, size, optionally repeats, and `label`; `shard` is relative to the directory."""
         shards = table["shard"].combine_chunks().dictionary_encode()
         repeats = "repeats" in table.column_names
         per_epoch = (table.schema.metadata or {}).get(ROWS_PER_EPOCH.encode())
@@ -71,6 +85,24 @@ class SampleList:
             row_id=table["row_id"].to_numpy(),
             repeats=table["repeats"].to_numpy() if repeats else np.ones(table.num_rows, dtype=np.int32),
             per_epoch=int(per_epoch) if per_epoch else None,
+            label=table[label].to_numpy().astype(np.int64) if label else None,
+        )
+
+    @classmethod
+    def mix(cls, parts: Sequence[tuple["SampleList", float]]) -> "SampleList":
+        """One list of several, each shown as often as its weight says, whatever its size. Row ids stay as they are."""
+        if min(weight for _, weight in parts) < 0 or sum(weight for _, weight in parts) <= 0:
+            raise DataError(f"The weights of a mixture must be positive; found {[weight for _, weight in parts]}.")
+        lists = [samples for samples, _ in parts]
+        first_shard = np.cumsum([0, *(len(samples.shards) for samples in lists)])
+        return cls(
+            shards=tuple(shard for samples in lists for shard in samples.shards),
+            shard=np.concatenate([s.shard + first for s, first in zip(lists, first_shard, strict=False)]).astype(np.int32),
+            offset=np.concatenate([samples.offset for samples in lists]),
+            size=np.concatenate([samples.size for samples in lists]),
+            row_id=np.concatenate([samples.row_id for samples in lists]),
+            repeats=np.concatenate([samples.repeats for samples in lists]),
+            parts=tuple(parts),
         )
 
     def __len__(self) -> int:
@@ -84,16 +116,58 @@ class SampleList:
 
     def image(self, index: int) -> np.ndarray:
         """Read and decode one sample: (H, W, 3) uint8."""
-        shard = self.shards[self.shard[index]]
+        content = ShardReader(self).read(index)
         try:
-            with shard.open("rb") as file:
-                file.seek(int(self.offset[index]))
-                return decode(file.read(int(self.size[index])))
-        except (OSError, DataError) as error:
-            raise DataError(
-                f"Sample {self.row_id[index]} at byte {self.offset[index]} of {shard} cannot be read: {error}. "
-                "The shard was changed after it was written: restore it, or shard the source again."
-            ) from error
+            return decode(content)
+        except DataError as error:
+            raise self.bad(index, error) from error
+
+    def bad(self, index: int, why: object) -> "BadSampleError":
+        """What to tell the user of a sample that cannot be read or decoded."""
+        return BadSampleError(
+            f"Sample {self.row_id[index]} at byte {self.offset[index]} of {self.shards[self.shard[index]]} cannot be read: "
+            f"{why}. The shard was changed after it was written. {_RESTORE}"
+        )
+
+
+class BadSampleError(DataError):
+    """One sample cannot be read or decoded; others may be."""
+
+
+class ShardReader:
+    """Reads samples by position from shards that stay open, from any number of threads."""
+
+    def __init__(self, samples: SampleList) -> None:
+        self._samples = samples
+        self._file = lru_cache(_OPEN_FILES)(lambda shard: _OpenFile(samples.shards[shard]))
+
+    def read(self, index: int) -> bytes:
+        """The bytes of one sample. Raises DataError if its shard cannot be opened, BadSampleError if they are not all there."""
+        samples = self._samples
+        file = self._file(int(samples.shard[index]))
+        size = int(samples.size[index])
+        try:
+            content = os.pread(file.descriptor, size, int(samples.offset[index]))
+        except OSError as error:
+            raise samples.bad(index, error) from error
+        if len(content) < size:
+            raise samples.bad(index, f"{len(content):,} of its {size:,} bytes are there")
+        return content
+
+
+class _OpenFile:
+    """Closes when nobody holds it any more, so a thread may read on while others forget the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"Shard {path} cannot be opened: {error.strerror}. {_RESTORE}") from error
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 @dataclass(frozen=True)
@@ -103,19 +177,46 @@ class Batch:
     row_id: np.ndarray
     """(B,) int64."""
     index: np.ndarray
-    """(B,) int64: into the training list."""
+    """(B,) int64: into the sample list."""
+    label: np.ndarray
+    """(B,) int64: -1 where the list has none."""
     position: np.ndarray
     """(B,) int64: in the endless stream."""
     global_crops: Tensor
-    """(2, B, 3, G, G) uint8."""
+    """(V, B, 3, G, G) uint8."""
     local_crops: Tensor
     """(n, B, 3, L, L) uint8."""
     draws: views.Draws
     """What colour the crops become."""
+    replaced: np.ndarray
+    """(R,) int64: rows ids that should be here but cannot be read; others stand in for them."""
+
+
+@dataclass
+class _Begun:
+    """A batch whose samples are being decoded."""
+
+    positions: np.ndarray
+    indices: np.ndarray
+    crops: tuple[Tensor, Tensor]
+    draws: views.Draws
+    work: list[Future[list["_Replaced"]]]
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    """A sample that another stands in for."""
+
+    index: int
+    why: BadSampleError
 
 
 class Loader:
-    """Batches of one rank."""
+    """Batches of one rank.
+
+    A sample that cannot be read or decoded is replaced by another, drawn by its position in the stream and so the same on any
+    number of ranks. More than `max_bad_fraction` of those shown raises DataError; a missing shard does at once.
+    """
 
     def __init__(
         self,
@@ -127,68 +228,169 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         threads: int = 2,
+        order: OrderName = "shuffled",
+        max_bad_fraction: float = 0.01,
     ) -> None:
         if global_batch_size % world_size:
             raise DataError(
                 f"train.global_batch_size {global_batch_size} must be a multiple of the {world_size} ranks. "
                 "Change one of them; the result depends on the global batch size only."
             )
+        if samples.repeats.sum() == 0:
+            raise DataError("There is nothing to train on: the training list is empty.")
+        found = {folder: set(os.listdir(folder)) for folder in {shard.parent for shard in samples.shards} if folder.is_dir()}
+        missing = [shard for shard in samples.shards if shard.name not in found.get(shard.parent, ())]
+        if missing:
+            raise DataError(f"{len(missing):,} of {len(samples.shards):,} shards are missing, such as {missing[0]}. {_RESTORE}")
         self._samples = samples
+        self._reader = ShardReader(samples)
         self._config = config
         self._seed = seed
         self._global_batch_size = global_batch_size
         self._rank, self._world_size = rank, world_size
         self._threads = threads
-        self._ends = np.cumsum(samples.repeats, dtype=np.int64)
-        if len(self._ends) == 0 or self._ends[-1] == 0:
-            raise DataError("There is nothing to train on: the training list is empty.")
+        self._order = _order_of(samples, order, seed, global_batch_size)
+        self._max_bad_fraction = max_bad_fraction
+        self._planned: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self.waited = 0.0
+        """Seconds that whoever iterates over `batches` has waited for them."""
+        self.shown, self.replaced = 0, 0
+        """Samples given out, and those among them that stand in for one that cannot be read."""
 
     @property
     def epoch_size(self) -> int:
         """Samples that one epoch shows, repeats included."""
-        return self._samples.per_epoch or int(self._ends[-1])
+        return self._order.epoch_size
 
     def order(self, positions: np.ndarray) -> np.ndarray:
         """Indices into the sample list of stream `positions` (B,)."""
-        epochs = positions // self.epoch_size
-        shown = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            stream = rng.key(self._seed, "order", int(epoch))
-            shown[here] = rng.permute(stream, positions[here] % self.epoch_size, int(self._ends[-1]))
-        return np.searchsorted(self._ends, shown, side="right")
+        return self._order.at(positions)
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """The batches of steps `first_step` to `first_step + num_steps`, decoded ahead in threads."""
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
-            ahead: deque[tuple[np.ndarray, np.ndarray, views.Draws, list[Future[tuple[Tensor, Tensor]]]]] = deque()
+        end = first_step + num_steps
+        # Torch, too, may use one thread in each of these: to share out operations as small as theirs costs more than it gains.
+        with ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            ahead: deque[_Begun] = deque()
             try:
-                for step in range(first_step, first_step + num_steps + 2):
-                    if step < first_step + num_steps:
+                for step in range(first_step, end + _AHEAD):
+                    if step < end:
                         ahead.append(self._begin(step, pool))
-                    if step >= first_step + 2:
-                        position, index, draws, futures = ahead.popleft()
-                        cut = [future.result() for future in futures]
-                        yield Batch(
-                            row_id=self._samples.row_id[index],
-                            index=index,
-                            position=position,
-                            global_crops=torch.stack([pair[0] for pair in cut], dim=1),
-                            local_crops=torch.stack([pair[1] for pair in cut], dim=1),
-                            draws=draws,
-                        )
+                    if step >= first_step + _AHEAD:
+                        yield self._finish(ahead.popleft())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(
-        self, step: int, pool: ThreadPoolExecutor
-    ) -> tuple[np.ndarray, np.ndarray, views.Draws, list[Future[tuple[Tensor, Tensor]]]]:
-        start = step * self._global_batch_size
-        positions = np.arange(start + self._rank, start + self._global_batch_size, self._world_size)
-        indices = self.order(positions)
+    def _begin(self, step: int, pool: ThreadPoolExecutor) -> _Begun:
+        positions = self._positions(step)
+        indices = self._indices(step)
         draws = views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
-        futures = [pool.submit(self._crops, int(index), numbers) for index, numbers in zip(indices, draws.numbers, strict=True)]
-        return positions, indices, draws, futures
+        crops = self._empty(len(positions))
+        places = np.array_split(np.arange(len(positions)), min(len(positions), 4 * self._threads))
+        work = [pool.submit(self._cut, positions, indices, some, crops, draws) for some in places]
+        return _Begun(positions, indices, crops, draws, work)
 
-    def _crops(self, index: int, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        return views.crops(self._config, self._samples.image(index), numbers)
+    def _finish(self, begun: _Begun) -> Batch:
+        began = time.perf_counter()
+        bad = [one for work in begun.work for one in work.result()]
+        self.waited += time.perf_counter() - began
+        self.shown += len(begun.indices)
+        self.replaced += len(bad)
+        if self.replaced > self._max_bad_fraction * max(self.shown, _BEFORE_JUDGED):
+            raise DataError(
+                f"{self.replaced:,} of {self.shown:,} samples could not be read, more than train.max_bad_fraction "
+                f"{self._max_bad_fraction} allows. For example: {bad[0].why}"
+            ) from bad[0].why
+        label = self._samples.label
+        return Batch(
+            row_id=self._samples.row_id[begun.indices],
+            index=begun.indices,
+            label=np.full(len(begun.indices), -1) if label is None else label[begun.indices],
+            position=begun.positions,
+            global_crops=begun.crops[0],
+            local_crops=begun.crops[1],
+            draws=begun.draws,
+            replaced=self._samples.row_id[[one.index for one in bad]],
+        )
+
+    def _positions(self, step: int) -> np.ndarray:
+        """This rank's positions in the stream."""
+        start = step * self._global_batch_size
+        return np.arange(start + self._rank, start + self._global_batch_size, self._world_size)
+
+    def _indices(self, step: int) -> np.ndarray:
+        """What this rank shows at `step`, worked out for many steps at once: few positions cost numpy as much as many."""
+        size = self._global_batch_size // self._world_size
+        together = max(1, _PLANNED // size)
+        block, within = divmod(step, together)
+        if self._planned[0] != block:
+            steps = range(block * together, (block + 1) * together)
+            self._planned = block, self.order(np.concatenate([self._positions(s) for s in steps]))
+        return self._planned[1][within * size : (within + 1) * size].copy()
+
+    def _empty(self, num: int) -> tuple[Tensor, Tensor]:
+        """Room for the global and the local crops of `num` samples, from where a GPU can fetch them if there is one."""
+        config = self._config
+        shapes = [
+            (config.num_global, num, 3, config.global_size, config.global_size),
+            (config.num_local, num, 3, config.local_size, config.local_size),
+        ]
+        if torch.cuda.is_available():
+            room = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
+        else:
+            room = [memory.empty(shape, torch.uint8) for shape in shapes]
+        return room[0], room[1]
+
+    def _cut(
+        self, positions: np.ndarray, indices: np.ndarray, places: np.ndarray, crops: tuple[Tensor, Tensor], draws: views.Draws
+    ) -> list[_Replaced]:
+        """Fill the `places` of `crops`. Of a sample that cannot be read, says why, and puts into `indices` what replaces it."""
+        replaced = []
+        for place in places.tolist():
+            into = [*crops[0][:, place].unbind(), *crops[1][:, place].unbind()]
+            try:
+                self._cut_one(int(indices[place]), draws, place, into)
+            except BadSampleError as why:
+                replaced.append(_Replaced(int(indices[place]), why))
+                indices[place] = self._cut_another(int(positions[place]), draws, place, into)
+        return replaced
+
+    def _cut_one(self, index: int, draws: views.Draws, place: int, into: list[Tensor]) -> None:
+        content = self._reader.read(index)
+        try:
+            views.cut(content, draws, place, into)
+        except DataError as error:
+            raise self._samples.bad(index, error) from error
+
+    def _cut_another(self, position: int, draws: views.Draws, place: int, into: list[Tensor]) -> int:
+        """Cut another sample in place of the one at `position` of the stream; returns its index."""
+        ends = np.cumsum(self._samples.repeats, dtype=np.int64)
+        tries = rng.uniform(rng.key(self._seed, "replacements"), np.array([position]), _REPLACEMENTS)[0] * ends[-1]
+        for index in np.searchsorted(ends, tries, side="right").tolist():
+            try:
+                self._cut_one(index, draws, place, into)
+            except BadSampleError as error:
+                why = error
+            else:
+                return index
+        raise why
+
+
+def _order_of(samples: SampleList, name: OrderName, seed: int, global_batch_size: int) -> Order:
+    """The order called `name`. Raises DataError if the list cannot be shown so."""
+    if samples.parts:
+        if name == "distinct":
+            raise DataError("train.order distinct is for one training list: labels of several say nothing of one another.")
+        orders = [
+            _order_of(part, name, rng.key(seed, "part", number), global_batch_size)
+            for number, (part, _) in enumerate(samples.parts)
+        ]
+        offsets = np.cumsum([0, *(len(part) for part, _ in samples.parts)])
+        return Mixed(orders, [weight for _, weight in samples.parts], offsets.tolist(), seed)
+    if name == "shuffled":
+        return Shuffled(samples.repeats, samples.per_epoch, seed)
+    if samples.label is None:
+        raise DataError(f"train.order {name} wants labels: name their column in train.label.")
+    if name == "balanced":
+        return Balanced(samples.repeats, samples.label, samples.per_epoch, seed)
+    return Distinct(samples.repeats, samples.label, samples.per_epoch, seed, global_batch_size)

@@ -38,6 +38,7 @@ from trainers.distributed import (
 from trainers.encoders import Encoder, InputRange, build_backbone
 from trainers.evaluate import label_free
 from trainers.method import Clock, Views
+from trainers.method_config import ClassifyConfig
 from trainers.methods import build_method
 from trainers.optimizers import build_optimizer, set_rates, skip_if
 from trainers.schedules import cosine, warmup_cosine
@@ -56,6 +57,8 @@ class TrainProgress:
     loss: float
     images_per_second: float
     health: Health
+    waiting: float
+    """The share of the time since the last report that went into waiting for samples."""
 
     @property
     def finished(self) -> bool:
@@ -124,7 +127,10 @@ class _Training:
             rank=rank(),
             world_size=world_size(),
             threads=config.threads,
+            order=config.order,
+            max_bad_fraction=config.max_bad_fraction,
         )
+        _check_labels(config, samples)
         self.steps_per_epoch = self.loader.epoch_size / config.global_batch_size
         self.total_steps = max(1, math.ceil(config.epochs * self.steps_per_epoch))
         with torch.random.fork_rng(devices=[]):
@@ -172,6 +178,7 @@ class _Training:
         config, method = self.config, self.method
         bad_in_a_row = torch.zeros((), device=self.device)
         began, began_at = time.perf_counter(), self.step
+        reported, waited = began, 0.0
         for batch in self.loader.batches(self.step + self.passed_over, self.total_steps - self.step):
             clock = Clock(self.step, self.total_steps, self.steps_per_epoch)
             if self.step and int(clock.epoch) > int((self.step - 1) / self.steps_per_epoch):
@@ -201,7 +208,12 @@ class _Training:
             method.after_step(clock, good)
             self.step += 1
             self.log.add(
-                {"loss": found.loss.detach(), **found.scalars, "bad_in_a_row": bad_in_a_row},
+                {
+                    "loss": found.loss.detach(),
+                    **found.scalars,
+                    "bad_in_a_row": bad_in_a_row,
+                    "replaced": torch.tensor(float(len(batch.replaced) * world_size()), device=self.device),
+                },
                 {"step": self.step, "learning_rate": rate, "gradient_norm": norm},
             )
 
@@ -212,8 +224,11 @@ class _Training:
                 if saves:
                     facts = {"passed_over": self.passed_over}
                     checkpoints.save(self.step, method, self.optimizer, facts)
-                pace = (self.step - began_at) * config.global_batch_size / (time.perf_counter() - began)
-                yield TrainProgress(self.step, self.total_steps, loss, pace, health)
+                now = time.perf_counter()
+                pace = (self.step - began_at) * config.global_batch_size / (now - began)
+                waiting = (self.loader.waited - waited) / (now - reported)
+                reported, waited = now, self.loader.waited
+                yield TrainProgress(self.step, self.total_steps, loss, pace, health, waiting)
             if stops:
                 return
 
@@ -259,12 +274,19 @@ class _Training:
         """The batch on the device, its crops coloured and normalised."""
         groups = [(batch.global_crops, 0), (batch.local_crops, 2)]
         crops = [
-            self.inputs.normalize(views.colour(self.config.views, group.to(self.device, non_blocking=True), batch.draws, first))
+            views.colour(
+                self.config.views,
+                group.to(self.device, non_blocking=True),
+                batch.draws,
+                first,
+                self.inputs.mean,
+                self.inputs.std,
+            )
             for group, first in groups
             if len(group)
         ]
-        index = torch.from_numpy(batch.index).to(self.device)
-        return Views(crops, index, torch.full_like(index, -1), batch.position)
+        index, label = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in (batch.index, batch.label))
+        return Views(crops, index, label, batch.position)
 
     def _start_from(self, path: Path) -> None:
         """Take the weights of another training. Raises DataError if that one was made otherwise."""
@@ -275,6 +297,17 @@ class _Training:
                 f"The training of {path} had another method or encoder, so this one cannot start from it. Give both the same "
                 f"train.method and train.encoder, or start without it. ({error})"
             ) from error
+
+
+def _check_labels(config: TrainConfig, samples: SampleList) -> None:
+    """Raise DataError for labels that a classifier has no output for."""
+    if isinstance(config.method, ClassifyConfig) and samples.label is not None:
+        largest = int(samples.label.max(initial=0))
+        if samples.label.min(initial=0) < 0 or largest >= config.method.classes:
+            raise DataError(
+                f"train.method.classes is {config.method.classes}, but the labels of column {config.label} run to {largest}. "
+                f"Set train.method.classes={largest + 1}, or choose a coarser level."
+            )
 
 
 class _MetricLog:

@@ -1,145 +1,119 @@
 """Views of a sample: where each crop is cut and how its colours change, drawn per sample and applied per batch.
 
 Geometry differs from image to image and runs on decoded uint8 arrays in the loader's threads; colour runs on whole batches
-of crops, on the device. The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter
-(in one fixed order), RandomGrayscale, GaussianBlur and RandomSolarize.
+of crops, on the device. The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
+RandomGrayscale, GaussianBlur and RandomSolarize.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from curation import rng
+from trainers.colour import ORDERS, Changes, recolour
 from trainers.config import ViewsConfig
-from trainers.images import crop_resize
+from trainers.images import crop_resize_into, decode, size_of
 
 _TRIES = 10
-_NUMBERS = 2 * _TRIES + 2 + 10
+_PLACE = 2 * _TRIES
+_COLOUR = _PLACE + 2
+_NUMBERS = _COLOUR + 11
 _RATIO = (3 / 4, 4 / 3)
-_GRAY = (0.299, 0.587, 0.114)
+_SIGMA = (0.1, 2.0)
+_SPARE = 1.25
+"""Times the pixels of a crop, in each direction, that a JPEG decoded smaller must have. The crop then differs from one cut
+from the whole image by less than bilinear scaling differs from bicubic; at 1.0 it would by twice as much."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Uniform numbers (B, V, _NUMBERS) that decide every view of B samples: two global crops first, then the local ones."""
+    """What decides every view of B samples: V views, the global crops first, then the local ones."""
 
     numbers: np.ndarray
+    """(B, V, _NUMBERS) float64 in [0, 1): tries of area and ratio, place, colour."""
+    sides: np.ndarray
+    """(B, V, _TRIES, 2) float64: tries of a box, its height and width where the image has an area of 1."""
 
     @classmethod
     def of(cls, config: ViewsConfig, samples: np.ndarray, *, stream: int) -> "Draws":
         """The draws of `samples` (B,), each a position in the endless stream of shown samples."""
-        num_views = 2 + config.num_local
-        rows = (samples[:, None] * num_views + np.arange(num_views)).ravel()
-        return cls(rng.uniform(stream, rows, _NUMBERS).reshape(len(samples), num_views, _NUMBERS))
+        scales = np.array([config.global_scale] * config.num_global + [config.local_scale] * config.num_local)
+        rows = (samples[:, None] * len(scales) + np.arange(len(scales))).ravel()
+        numbers = rng.uniform(stream, rows, _NUMBERS).reshape(len(samples), len(scales), _NUMBERS)
+        share, ratio = np.moveaxis(numbers[..., :_PLACE].reshape(len(samples), len(scales), _TRIES, 2), 3, 0)
+        low, high = scales[:, :1], scales[:, 1:]
+        height = np.sqrt(low + share * (high - low))
+        stretch = np.exp(0.5 * (math.log(_RATIO[0]) + ratio * math.log(_RATIO[1] / _RATIO[0])))
+        return cls(numbers, np.stack([height / stretch, height * stretch], axis=3))
+
+    def boxes(self, sample: int, height: int, width: int) -> np.ndarray:
+        """The crop boxes (V, 4) int64 of one sample, an image of `height` and `width`, as top, left, height, width.
+
+        A box covers a uniform share of the area at a log-uniform aspect ratio; the first of ten tries that fits counts, else
+        the largest centred box within the ratio's range.
+        """
+        whole = np.array([height, width])
+        tries = np.rint(self.sides[sample] * math.sqrt(height * width))
+        fits = ((tries > 0) & (tries <= whole)).all(axis=2)
+        first = fits.argmax(axis=1)
+        view = np.arange(len(tries))
+        largest = [min(height, round(width / _RATIO[0])), min(width, round(height * _RATIO[1]))]
+        fit = fits[view, first, None]
+        size = np.where(fit, tries[view, first], largest)
+        place = self.numbers[sample, :, _PLACE:_COLOUR]
+        corner = np.where(fit, np.floor(place * (whole - size + 1)), (whole - size) // 2)
+        return np.concatenate([corner, size], axis=1).astype(np.int64)
+
+    def changes(self, config: ViewsConfig, first_view: int, num_views: int) -> Changes:
+        """How the colours of views `first_view` onwards change: V' B of them, view first."""
+        u = self.numbers[:, first_view : first_view + num_views, _COLOUR:].transpose(1, 0, 2)
+        # The chance of blur and solarisation differs between the first global, the second global and the local views.
+        view = np.arange(first_view, first_view + num_views)
+        kind = np.where(view < config.num_global, np.minimum(view, 1), 2)
+        blur, solarize = (np.array(chances)[kind, None] for chances in (config.blur, config.solarize))
+        reach = np.array([config.brightness, config.contrast, config.saturation, config.hue])
+        order = np.where(u[..., 1] < config.jitter, np.floor(u[..., 10] * len(ORDERS)), -1)
+        return Changes(
+            flip=(u[..., 0] < config.flip).ravel(),
+            order=order.astype(np.int64).ravel(),
+            jitter=((2 * u[..., 2:6] - 1) * reach + (1, 1, 1, 0)).astype(np.float32).reshape(-1, 4),
+            gray=(u[..., 6] < config.grayscale).ravel(),
+            sigma=np.where(u[..., 7] < blur, _SIGMA[0] + u[..., 8] * (_SIGMA[1] - _SIGMA[0]), 0).astype(np.float32).ravel(),
+            solarize=(u[..., 9] < solarize).ravel(),
+        )
 
 
-def boxes(config: ViewsConfig, numbers: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Crop boxes (V, 4) int64 as top, left, height, width, for one image and its `numbers` (V, _NUMBERS).
-
-    A box covers a uniform share of the area at a log-uniform aspect ratio; the first of ten tries that fits counts, else
-    the largest centred box within the ratio's range.
-    """
-    num_views = len(numbers)
-    scales = np.array([config.global_scale] * 2 + [config.local_scale] * (num_views - 2))
-    tries = numbers[:, : 2 * _TRIES].reshape(num_views, _TRIES, 2)
-    area = height * width * (scales[:, :1] + tries[:, :, 0] * (scales[:, 1:] - scales[:, :1]))
-    low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
-    ratio = np.exp(low + tries[:, :, 1] * (high - low))
-    widths = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-    heights = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first = fits.argmax(axis=1)
-    view = np.arange(num_views)
-    w = np.where(fits[view, first], widths[view, first], min(width, round(height * _RATIO[1])))
-    h = np.where(fits[view, first], heights[view, first], min(height, round(width / _RATIO[0])))
-    place = numbers[:, 2 * _TRIES : 2 * _TRIES + 2]
-    top = np.where(fits.any(axis=1), np.floor(place[:, 0] * (height - h + 1)), (height - h) // 2)
-    left = np.where(fits.any(axis=1), np.floor(place[:, 1] * (width - w + 1)), (width - w) // 2)
-    return np.stack([top, left, h, w], axis=1).astype(np.int64)
+def cut(content: bytes, draws: Draws, sample: int, crops: Sequence[Tensor]) -> None:
+    """Decode the image of one sample and cut its views into `crops`, V of (3, S, S) uint8. Raises DataError if it cannot."""
+    height, width = size_of(content)
+    boxes = draws.boxes(sample, height, width)
+    spare = min(min(box[2:]) / crop.shape[1] for box, crop in zip(boxes.tolist(), crops, strict=True)) / _SPARE
+    image = decode(content, next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(spare, 1)))
+    if image.shape[:2] != (height, width):
+        edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        edges = np.rint(edges * np.tile(np.array(image.shape[:2]) / (height, width), 2)).astype(np.int64)
+        boxes = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
+    for box, crop in zip(boxes.tolist(), crops, strict=True):
+        crop_resize_into(crop, image, *box)
 
 
-def crops(config: ViewsConfig, image: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Cut all views of one image (H, W, 3) uint8: globals (2, 3, G, G) and locals (n, 3, L, L), uint8."""
-    sizes = [config.global_size] * 2 + [config.local_size] * config.num_local
-    cut = [
-        crop_resize(image, int(box[0]), int(box[1]), int(box[2]), int(box[3]), size)
-        for box, size in zip(boxes(config, numbers, *image.shape[:2]), sizes, strict=True)
-    ]
-    none = torch.empty(0, 3, config.local_size, config.local_size, dtype=torch.uint8)
-    return torch.stack(cut[:2]), torch.stack(cut[2:]) if config.num_local else none
+def colour(
+    config: ViewsConfig,
+    batch: Tensor,
+    draws: Draws,
+    first_view: int,
+    mean: Sequence[float] = (0, 0, 0),
+    std: Sequence[float] = (1, 1, 1),
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Flip, recolour and normalise `batch` (V', B, 3, S, S) uint8, views `first_view` onwards: the same shape in `dtype`."""
+    changes = draws.changes(config, first_view, len(batch))
+    if batch.device.type == "cuda":
+        from trainers import kernels
 
-
-def colour(config: ViewsConfig, batch: Tensor, draws: Draws, first_view: int) -> Tensor:
-    """Flip and recolour `batch` (V', B, 3, S, S) uint8, views `first_view` onwards: (V', B, 3, S, S) float32 in [0, 1]."""
-    num_views, num_samples = batch.shape[:2]
-    numbers = draws.numbers[:, first_view : first_view + num_views].transpose(1, 0, 2).reshape(-1, _NUMBERS)
-    u = torch.from_numpy(numbers[:, 2 * _TRIES + 2 :].astype(np.float32)).to(batch.device)
-    # The chance of blur and solarisation differs between the first global, the second global and the local views.
-    kind = torch.tensor([min(view, 2) for view in range(first_view, first_view + num_views)], device=batch.device)
-    kind = kind.repeat_interleave(num_samples)
-    images = batch.flatten(0, 1).float() / 255
-
-    images = torch.where(_mask(u[:, 0] < config.flip), images.flip(3), images)
-    chosen = (u[:, 1] < config.jitter).nonzero()[:, 0]
-    if len(chosen):
-        strengths = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue], device=batch.device)
-        amount = (2 * u[chosen, 2:6] - 1) * strengths
-        images[chosen] = _jitter(images[chosen], amount)
-    images = torch.where(_mask(u[:, 6] < config.grayscale), _grayscale(images).expand_as(images), images)
-    chosen = (u[:, 7] < torch.tensor(config.blur, device=batch.device)[kind]).nonzero()[:, 0]
-    if len(chosen):
-        images[chosen] = _blur(images[chosen], 0.1 + 1.9 * u[chosen, 8])
-    solarized = u[:, 9] < torch.tensor(config.solarize, device=batch.device)[kind]
-    images = torch.where(_mask(solarized) & (images >= 0.5), 1 - images, images)
-    return images.unflatten(0, (num_views, num_samples))
-
-
-def _mask(chosen: Tensor) -> Tensor:
-    return chosen[:, None, None, None]
-
-
-def _grayscale(images: Tensor) -> Tensor:
-    return (images * images.new_tensor(_GRAY)[:, None, None]).sum(1, keepdim=True)
-
-
-def _jitter(images: Tensor, amount: Tensor) -> Tensor:
-    """Change brightness, contrast, saturation and hue of (N, 3, S, S) by `amount` (N, 4), each 0 for no change."""
-    brightness, contrast, saturation, hue = (amount[:, i, None, None, None] for i in range(4))
-    images = (images * (1 + brightness)).clamp(0, 1)
-    mean = _grayscale(images).mean((1, 2, 3), keepdim=True)
-    images = (mean + (images - mean) * (1 + contrast)).clamp(0, 1)
-    gray = _grayscale(images)
-    images = (gray + (images - gray) * (1 + saturation)).clamp(0, 1)
-    return _turn_hue(images, hue)
-
-
-def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Rotate the hue of (N, 3, S, S) by `turn` (N, 1, 1, 1) of a full circle, through HSV."""
-    value, largest = images.max(1, keepdim=True)
-    chroma = value - images.min(1, keepdim=True).values
-    red, green, blue = images.split(1, dim=1)
-    safe = chroma.clamp_min(1e-8)
-    sector = torch.where(
-        largest == 0, (green - blue) / safe, torch.where(largest == 1, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-    )
-    sector = sector + 6 * turn
-    channels = []
-    for shift in (5, 3, 1):
-        k = (sector + shift) % 6
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.cat(channels, dim=1)
-
-
-def _blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of (N, 3, S, S), each image with its own `sigma` (N,) in pixels."""
-    num, channels, size, _ = images.shape
-    radius = min(6, size - 1)  # three of the largest sigma
-    distance = torch.arange(-radius, radius + 1, device=images.device)
-    kernel = torch.softmax(-(distance**2) / (2 * sigma[:, None] ** 2), dim=1).repeat_interleave(channels, 0)
-    rows = F.pad(images.reshape(1, num * channels, size, size), (radius,) * 4, mode="reflect")
-    rows = F.conv2d(rows, kernel[:, None, :, None], groups=num * channels)
-    return F.conv2d(rows, kernel[:, None, None, :], groups=num * channels).view(num, channels, size, size)
+        return kernels.recolour(batch.flatten(0, 1), changes, mean, std, dtype).view(batch.shape)
+    return recolour(batch.flatten(0, 1), changes, mean, std).to(dtype).view(batch.shape)

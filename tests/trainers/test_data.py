@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from curation.errors import DataError
+from trainers import data
 from trainers.config import ViewsConfig
 from trainers.data import ROWS_PER_EPOCH, Batch, Loader, SampleList
 
@@ -35,8 +36,8 @@ def shards(directory: Path, num: int = 10, num_shards: int = 3, repeats: list[in
     return SampleList.read(directory / "list.parquet", directory)
 
 
-def load(samples: SampleList, rank: int, world_size: int, first: int = 0, steps: int = 6, **options: int) -> list[Batch]:
-    loader = Loader(samples, VIEWS, seed=1, global_batch_size=4, rank=rank, world_size=world_size, **options)
+def load(samples: SampleList, rank: int, world_size: int, first: int = 0, steps: int = 6, **options: object) -> list[Batch]:
+    loader = Loader(samples, VIEWS, seed=1, global_batch_size=4, rank=rank, world_size=world_size, **options)  # type: ignore[arg-type]
     return list(loader.batches(first, steps))
 
 
@@ -102,11 +103,61 @@ def test_an_empty_list_is_refused(tmp_path: Path) -> None:
         load(shards(tmp_path, repeats=[0] * 10), 0, 1)
 
 
-def test_a_shard_that_lost_its_end_is_named(tmp_path: Path) -> None:
+def spoil(samples: SampleList, *rows: int) -> None:
+    """Overwrite the images of `rows` with zeros."""
+    for row in rows:
+        with samples.shards[samples.shard[row]].open("r+b") as file:
+            file.seek(samples.offset[row])
+            file.write(bytes(samples.size[row]))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_told(tmp_path: Path, world_size: int) -> None:
     samples = shards(tmp_path)
-    (tmp_path / "1.tar").write_bytes((tmp_path / "1.tar").read_bytes()[:600])
-    with pytest.raises(DataError, match=r"Sample \d+ at byte \d+ of .*1\.tar"):
-        load(samples, 0, 1)
+    good = [batch.row_id.tolist() for batch in load(samples, 0, 1)]
+    spoil(samples, 3, 7)
+    (tmp_path / "2.tar").write_bytes((tmp_path / "2.tar").read_bytes()[: samples.offset[8] + 9])
+    alone = load(samples, 0, 1)
+    for before, batch in zip(good, alone, strict=True):
+        assert not {3, 7, 8} & set(batch.row_id.tolist())
+        assert batch.replaced.tolist() == [row for row in before if row in (3, 7, 8)]
+        assert batch.global_crops[0, :, 0, 0, 0].tolist() == (batch.row_id * 10).tolist()
+        kept = [(a, b) for a, b in zip(before, batch.row_id.tolist(), strict=True) if a not in (3, 7, 8)]
+        assert all(a == b for a, b in kept)
+    ranks = [load(samples, rank, world_size) for rank in range(world_size)]
+    for step, batch in enumerate(alone):
+        together = np.stack([rank[step].row_id for rank in ranks], axis=1).ravel()
+        assert together.tolist() == batch.row_id.tolist()
+    loader = Loader(samples, VIEWS, seed=1, global_batch_size=4)
+    assert sum(len(batch.replaced) for batch in loader.batches(0, 6)) == loader.replaced > 0
+    assert loader.shown == 24
+
+
+def test_too_many_bad_samples_stop_the_training_and_name_one(tmp_path: Path) -> None:
+    samples = shards(tmp_path)
+    spoil(samples, 3)
+    with pytest.raises(DataError, match=r"max_bad_fraction 0.*Sample 3 at byte \d+ of .*0\.tar.*corrupt image"):
+        load(samples, 0, 1, max_bad_fraction=0)
+    with pytest.raises(DataError, match=r"51 of 508 samples could not be read, more than train.max_bad_fraction 0.05"):
+        load(samples, 0, 1, steps=600, max_bad_fraction=0.05)
+    spoil(samples, *range(10))
+    with pytest.raises(DataError, match="cannot be read"):
+        load(samples, 0, 1, max_bad_fraction=1)
+
+
+def test_a_missing_shard_is_named_at_once(tmp_path: Path) -> None:
+    samples = shards(tmp_path)
+    (tmp_path / "1.tar").unlink()
+    with pytest.raises(DataError, match=r"1 of 3 shards are missing, such as .*1\.tar"):
+        Loader(samples, VIEWS, seed=1, global_batch_size=4)
+
+
+def test_the_time_waited_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = Loader(shards(tmp_path), VIEWS, seed=1, global_batch_size=4)
+    clock = iter(range(100))
+    monkeypatch.setattr(data.time, "perf_counter", lambda: next(clock))
+    list(loader.batches(0, 3))
+    assert loader.waited == 3
 
 
 def test_a_list_without_its_columns_is_refused(tmp_path: Path) -> None:

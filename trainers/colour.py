@@ -1,0 +1,175 @@
+"""Colours of crops: flip, jitter, grayscale, blur, solarize and normalise, as torchvision's transforms of float images do.
+
+What is drawn is decided elsewhere; here it is applied. Crops that change in the same order are worked on together, in place,
+as many at a time as stay in a core's cache: on the CPU a pass over memory costs more than the arithmetic in it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curation.threads import one_thread
+from trainers import memory
+
+ORDERS = tuple(itertools.permutations(range(4)))
+"""The 24 orders of brightness, contrast, saturation and hue: torchvision's ColorJitter draws one for each image."""
+BLUR_RADIUS = 4
+"""A kernel of 9, as DINOv2 blurs."""
+_GRAY = (0.2989, 0.587, 0.114)
+_CACHED_PIXELS = 2**16
+_WHITE, _THIRD = torch.tensor(255.0), torch.tensor(1 / 3)
+_UNSEEN = 1e-5
+"""Taps of a blur that weigh less change no pixel by a hundredth of a level."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How the colours of N crops change, in the order of the fields."""
+
+    flip: np.ndarray
+    """(N,) bool: left and right change places."""
+    order: np.ndarray
+    """(N,) int64: index into ORDERS; -1: no jitter."""
+    jitter: np.ndarray
+    """(N, 4) float32: the factors of brightness, contrast and saturation, and the turn of the hue as a share of the circle."""
+    gray: np.ndarray
+    """(N,) bool."""
+    sigma: np.ndarray
+    """(N,) float32: standard deviation of the blur in pixels; 0: no blur."""
+    solarize: np.ndarray
+    """(N,) bool: values of at least a half are inverted."""
+
+
+def recolour(crops: Tensor, changes: Changes, mean: Sequence[float] = (0, 0, 0), std: Sequence[float] = (1, 1, 1)) -> Tensor:
+    """Change `crops` (N, 3, S, S) uint8, scale them to [0, 1] and normalise by `mean` and `std`: (N, 3, S, S) float32."""
+    on_cpu = crops.device.type == "cpu"
+    out = memory.empty(crops.shape) if on_cpu else torch.empty(crops.shape, device=crops.device)
+    together = max(1, _CACHED_PIXELS // crops[0, 0].numel()) if len(crops) else 1
+    scratch = _Scratch.of(together, *crops.shape[2:], device=crops.device)
+    # Values stay in [0, 255] until the last two passes.
+    deviation = torch.tensor(std, device=crops.device)[:, None, None]
+    scale, shift = 1 / (255 * deviation), -torch.tensor(mean, device=crops.device)[:, None, None] / deviation
+    with one_thread() if on_cpu else nullcontext():
+        for order in np.unique(changes.order):
+            alike = np.flatnonzero(changes.order == order)
+            for start in range(0, len(alike), together):
+                chosen = alike[start : start + together]
+                here = scratch.first(len(chosen))
+                for image, index in zip(here.images, chosen.tolist(), strict=True):
+                    image.copy_(crops[index].flip(2) if changes.flip[index] else crops[index])
+                if order >= 0:
+                    _jitter(here, torch.from_numpy(changes.jitter[chosen]).to(crops.device), ORDERS[order])
+                for number, index in enumerate(chosen.tolist()):
+                    _filter(here.only(number), changes, index)
+                    torch.mul(here.images[number], scale, out=out[index]).add_(shift)
+    return out
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """Memory for N crops at a time, which stays in the cache where fresh memory would have to be fetched."""
+
+    images: Tensor
+    """(N, 3, S, S) float32: what is worked on."""
+    other: Tensor
+    """(N, 3, S, S)."""
+    planes: Tensor
+    """(3, N, 1, S, S)."""
+    wide: Tensor
+    """(3, S + 8, S + 8)."""
+
+    @classmethod
+    def of(cls, num: int, height: int, width: int, *, device: torch.device) -> "_Scratch":
+        room = torch.empty(9, num, height, width, device=device)
+        pairs = room[:6].view(2, num, 3, height, width)
+        wide = torch.empty(3, height + 2 * BLUR_RADIUS, width + 2 * BLUR_RADIUS, device=device)
+        return cls(pairs[0], pairs[1], room[6:, :, None], wide)
+
+    def first(self, num: int) -> "_Scratch":
+        return replace(self, images=self.images[:num], other=self.other[:num], planes=self.planes[:, :num])
+
+    def only(self, index: int) -> "_Scratch":
+        one = slice(index, index + 1)
+        return replace(self, images=self.images[one], other=self.other[one], planes=self.planes[:, one])
+
+
+def _filter(scratch: _Scratch, changes: Changes, index: int) -> None:
+    """Gray, blur and solarize one crop in place, if these are among its changes."""
+    image = scratch.images[0]
+    if changes.gray[index]:
+        image.copy_(_grayscale(scratch)[0])
+    if changes.sigma[index] > 0:
+        _blur(image, scratch, float(changes.sigma[index]))
+    if changes.solarize[index]:
+        torch.minimum(image, torch.sub(_WHITE, image, out=scratch.other[0]), out=image)
+
+
+def _grayscale(scratch: _Scratch) -> Tensor:
+    """(N, 1, S, S)."""
+    red, green, blue = scratch.images.split(1, dim=1)
+    gray = torch.mul(red, _GRAY[0], out=scratch.planes[0])
+    return gray.add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
+
+
+def _jitter(scratch: _Scratch, amount: Tensor, order: Sequence[int]) -> None:
+    """Change brightness, contrast, saturation and hue of the images in `order`, in place, by `amount` (N, 4)."""
+    images = scratch.images
+    for kind in order:
+        by = amount[:, kind, None, None, None]
+        if kind == 0:
+            images.mul_(by).clamp_(0, 255)
+        elif kind == 1:
+            mean = images.mean((2, 3)) @ images.new_tensor(_GRAY)
+            images.mul_(by).add_((1 - by) * mean[:, None, None, None]).clamp_(0, 255)
+        elif kind == 2:
+            gray = _grayscale(scratch).mul_(1 - by)
+            images.mul_(by).add_(gray).clamp_(0, 255)
+        else:
+            _turn_hue(scratch, by)
+
+
+def _turn_hue(scratch: _Scratch, turn: Tensor) -> None:
+    """Rotate the hue of the images by `turn` (N, 1, 1, 1) of the circle, in place.
+
+    With hue h in [0, 1), value v and chroma c, the channels of a colour are v - 6c clamp(1/3 - |h - s|, 0, 1/6), with |.| the
+    distance on the circle, and s a half for red, 5/6 for green and 1/6 for blue: HSV to RGB in closed form.
+    """
+    red, green, blue = scratch.images.split(1, dim=1)
+    value, chroma, hue = scratch.planes
+    torch.maximum(torch.maximum(red, green, out=value), blue, out=value)
+    torch.minimum(torch.minimum(red, green, out=chroma), blue, out=chroma)
+    torch.sub(value, chroma, out=chroma)
+    # c times the hue in sixths, by which channel is the largest. Comparisons as numbers are far faster than as booleans.
+    largest, if_largest, _ = scratch.other.split(1, dim=1)
+    torch.sub(red, green, out=hue).add_(chroma, alpha=4)
+    torch.sub(blue, red, out=if_largest).add_(chroma, alpha=2)
+    hue.lerp_(if_largest, torch.eq(green, value, out=largest))
+    hue.lerp_(torch.sub(green, blue, out=if_largest), torch.eq(red, value, out=largest))
+    chroma.mul_(6)
+    hue.div_(torch.clamp(chroma, min=1e-6, out=largest)).add_(turn)
+
+    distance = torch.sub(hue, hue.new_tensor([1 / 2, 5 / 6, 1 / 6])[:, None, None], out=scratch.other)
+    nearest = torch.round(distance, out=scratch.images)
+    share = torch.sub(_THIRD, distance.sub_(nearest).abs_(), out=distance).clamp_(0, 1 / 6)
+    torch.sub(value, share.mul_(chroma), out=scratch.images)
+
+
+def _blur(image: Tensor, scratch: _Scratch, sigma: float) -> None:
+    """Gaussian blur of `image` (3, S, S) in place, its borders reflected."""
+    weights = np.exp(-0.5 * (np.arange(BLUR_RADIUS + 1) / sigma) ** 2)
+    weights /= weights[0] + 2 * weights[1:].sum()
+    radius = int((weights > _UNSEEN).sum()) - 1
+    wide = torch.ops.aten.reflection_pad2d.out(image, [BLUR_RADIUS] * 4, out=scratch.wide)
+    for dim in (1, 2):
+        size = image.shape[dim]
+        sums = torch.mul(wide.narrow(dim, BLUR_RADIUS, size), float(weights[0]))
+        for step in range(1, radius + 1):
+            for place in (BLUR_RADIUS - step, BLUR_RADIUS + step):
+                sums.add_(wide.narrow(dim, place, size), alpha=float(weights[step]))
+        wide = sums
+    image.copy_(wide)
