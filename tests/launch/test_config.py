@@ -54,7 +54,7 @@ def test_another_variant_starts_afresh(tmp_path: Path) -> None:
         ("train.method.momentun=1", ["train.method.momentun", "Did you mean momentum?"]),
         ("train.epochs=many", ["train.epochs: found 'many'", "number"]),
         ("train.epochs=-1", ["train.epochs: found -1", "greater than 0"]),
-        ("train.method.type=simclr9", ["train.method.type: found 'simclr9'", "'dino', 'swav'"]),
+        ("train.method.type=simclr9", ["train.method.type: found 'simclr9'", "'dino', 'ibot'"]),
         ("cluster.levels=[3, 5]", ["cluster", "descend"]),
         ("select.budget=10", ["select", "exactly one of fraction and budget"]),
         ("train.views.global_size=30", ["train", "multiple of encoder.patch_size 16"]),
