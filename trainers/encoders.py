@@ -62,14 +62,8 @@ class Encoder(nn.Module):
         return self.backbone(self.inputs.normalize(images)).float()
 
     def save(self, directory: Path) -> None:
-        """Write `encoder.safetensors` (keys as timm names them; no mask token, which timm lacks) and `encoder.json`."""
-        state = {name: value.detach().cpu().contiguous() for name, value in self.backbone.state_dict().items()}
-        description = self.config.model_dump(mode="json")
-        if isinstance(self.config, VitConfig):
-            state.pop("mask_token", None)
-            description["mask_token"] = False
-        write_atomic(directory / WEIGHTS, save(state))
-        write_atomic(directory / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        """Write `encoder.safetensors` and `encoder.json`."""
+        export(self.config, self.backbone.state_dict(), directory)
 
     @classmethod
     def load(cls, directory: Path) -> "Encoder":
@@ -92,6 +86,20 @@ class Encoder(nn.Module):
                 f"Point at the output of `windrow train` or `windrow embed`. ({error})"
             ) from error
         return cls(config, backbone).eval()
+
+
+def export(config: PixelsConfig | VitConfig | TimmConfig, weights: dict[str, Tensor], directory: Path) -> None:
+    """Write the `weights` of a backbone as `encoder.safetensors`, with the names timm gives them, and what it is beside it.
+
+    A mask token stays behind: timm's models have none.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    description = config.model_dump(mode="json")
+    if isinstance(config, VitConfig):
+        state.pop("mask_token", None)
+        description["mask_token"] = False
+    write_atomic(directory / WEIGHTS, save(state))
+    write_atomic(directory / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
 
 @dataclass(frozen=True)

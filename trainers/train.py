@@ -35,7 +35,7 @@ from trainers.distributed import (
     whole_state,
     world_size,
 )
-from trainers.encoders import Encoder, InputRange, build_backbone
+from trainers.encoders import InputRange, build_backbone, export
 from trainers.evaluate import label_free
 from trainers.method import Clock, Views
 from trainers.method_config import ClassifyConfig
@@ -170,9 +170,7 @@ class _Training:
         checkpoints.finish()
         weights = whole_state(method.encoder)
         if rank() == 0 and self.step == self.total_steps:
-            backbone = build_backbone(config.encoder)
-            backbone.load_state_dict(weights)
-            Encoder(config.encoder, backbone).save(self.out)
+            export(config.encoder, weights, self.out)
 
     def _steps(self, checkpoints: Checkpoints) -> Iterator[TrainProgress]:
         config, method = self.config, self.method
