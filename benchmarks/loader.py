@@ -23,8 +23,8 @@ import torch
 from torch.utils.data import DataLoader
 
 NUM_SHARDS, BATCH = 4, 64
-WARM_UP = 5
-CASES = {"rrc224": 20, "dino-views": 6}
+WARM_UP = 3
+CASES = {"rrc224": 20, "dino-views": 4}
 """Batches counted."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Batches = Iterator[Any]
