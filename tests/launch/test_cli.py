@@ -22,7 +22,7 @@ def recipe(directory: Path, source: object) -> str:
     [
         ("train.epohcs=3", ["train.epohcs: there is no such setting", "Did you mean epochs?"]),
         ("rounds=two", ["rounds: found 'two'"]),
-        ("train.method.type=doni", ["train.method.type: found 'doni'", "'dino', 'swav'"]),
+        ("train.method.type=doni", ["train.method.type: found 'doni'", "'dino', 'ibot'"]),
         ("source.path=/no/such/place", ["/no/such/place does not exist", "Correct the path"]),
         ("train.encoder={type: timm, model: resnet5000}", ["does not exist"]),
     ],
