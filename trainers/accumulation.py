@@ -47,17 +47,17 @@ def backward(
     with precision():
         found = method.loss(outputs, tuple(map(torch.cat, zip(*told, strict=True))), views, clock)
     found.loss.backward()
+    gradients = {
+        number: output.grad.split([len(one[number]) for one in seen])
+        for number, output in enumerate(outputs)
+        if output.grad is not None
+    }
     for part, piece in enumerate(pieces):
         seed(part)
         _reduce_gradients(method.student, part == parts - 1)
         with precision():
             again = method.student(*method.inputs(piece, clock))
-        gradients = {
-            number: output.grad.split([len(one[number]) for one in seen])[part]
-            for number, output in enumerate(outputs)
-            if output.grad is not None
-        }
-        torch.autograd.backward([again[number] for number in gradients], list(gradients.values()))
+        torch.autograd.backward([again[number] for number in gradients], [parts_of[part] for parts_of in gradients.values()])
     return found
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +313,11 @@ class Loader:
             replaced=self._samples.row_id[[one.index for one in bad]],
         )
 
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """(N,) int64: samples shown in an epoch up to and with each, repeats included. Needed once a sample is bad."""
+        return np.cumsum(self._samples.repeats, dtype=np.int64)
+
     def _positions(self, step: int) -> np.ndarray:
         """This rank's positions in the stream."""
         start = step * self._global_batch_size
@@ -364,7 +369,7 @@ class Loader:
 
     def _cut_another(self, position: int, draws: views.Draws, place: int, into: list[Tensor]) -> int:
         """Cut another sample in place of the one at `position` of the stream; returns its index."""
-        ends = np.cumsum(self._samples.repeats, dtype=np.int64)
+        ends = self._ends
         tries = rng.uniform(rng.key(self._seed, "replacements"), np.array([position]), _REPLACEMENTS)[0] * ends[-1]
         for index in np.searchsorted(ends, tries, side="right").tolist():
             try:

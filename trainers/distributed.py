@@ -51,6 +51,11 @@ def parallelise(method: nn.Module, mode: str, device: torch.device) -> None:
         fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a split tensor; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module with every split tensor put together, on all ranks."""
     return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in module.state_dict().items()}

@@ -53,7 +53,6 @@ def swapped_cross_entropy(x: Tensor, prototypes: Tensor, targets: Tensor, temper
     num_samples, num_views, _ = x.shape
     num_targets = targets.shape[1]
     every = targets.sum(1)
-    # View first, so that rows that belong together are one piece.
     loss = x.new_zeros((), dtype=torch.float32)
     with torch.autocast(x.device.type, enabled=False):  # which would round scores to bf16
         for view in range(num_views):

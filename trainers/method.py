@@ -1,5 +1,6 @@
 """What every method is made of. The methods themselves are in `trainers.methods`, one file each."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainers.distributed import local
 from trainers.heads import Network
 from trainers.schedules import cosine
 
@@ -54,7 +56,7 @@ class StepOutput:
     """More scalars to log, without gradient, averaged over ranks by the loop."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A module that holds everything a method trains or remembers, so its state dict is its checkpoint.
 
     A step is three calls, because only the loss needs all samples of a rank at once: `targets` and the `student` may run on
@@ -63,18 +65,11 @@ class Method(nn.Module):
     """
 
     student: Network
-    teacher: Network | None
-    """Follows the student by exponential moving average, where a method has one and defines its `momentum`."""
-    needs_labels = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_module("teacher", None)
 
     @property
     def encoder(self) -> nn.Module:
         """The backbone to evaluate and export."""
-        return self.student.backbone if self.teacher is None else self.teacher.backbone
+        return self.student.backbone
 
     def begin(self, num_samples: int, stream: int) -> None:
         """Called once before training on a list of `num_samples`, with the random key of the training."""
@@ -89,28 +84,44 @@ class Method(nn.Module):
         """What the student is called with."""
         return (views.crops,)
 
-    @torch.no_grad()
     def targets(self, views: Views, clock: Clock) -> tuple[Tensor, ...]:  # noqa: ARG002
-        """What the teacher says of the global crops, each with the samples first."""
-        return () if self.teacher is None else self.teacher(views.crops[:1])
+        """What a teacher says of the global crops, each with the samples first, without gradient."""
+        return ()
 
+    @abstractmethod
     def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
         """From what the student (and the teacher) made of all samples of this rank."""
-        raise NotImplementedError
 
     def prototypes_frozen(self, clock: Clock) -> bool:  # noqa: ARG002
         """Whether this step must not change the prototypes: the parameters outside of the student."""
         return False
 
+    def after_step(self, clock: Clock, good: Tensor) -> None:
+        """Called after the optimizer's update; `good` is 1.0, or 0.0 if that was skipped and nothing may be remembered."""
+
+
+class TaughtMethod(Method):
+    """A method whose teacher follows the student by exponential moving average, and is what is kept in the end."""
+
+    teacher: Network
+    config: Any
+    """With the `momentum` to begin with."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.teacher.backbone
+
+    @torch.no_grad()
+    def targets(self, views: Views, clock: Clock) -> tuple[Tensor, ...]:  # noqa: ARG002
+        return self.teacher(views.crops[:1])  # type: ignore[no-any-return]
+
     def momentum(self, clock: Clock) -> float:
-        """Of the teacher, at this step."""
-        raise NotImplementedError
+        """Of the teacher, at this step: rises to 1 along half a cosine (BYOL, DINO)."""
+        return cosine(clock.step, clock.total_steps, self.config.momentum, 1.0)
 
     @torch.no_grad()
     def after_step(self, clock: Clock, good: Tensor) -> None:
-        """Called after the optimizer's update; `good` is 1.0, or 0.0 if that was skipped and nothing may be remembered."""
-        if self.teacher is not None:
-            follow(self.teacher, self.student, (1 - self.momentum(clock)) * good)
+        follow(self.teacher, self.student, (1 - self.momentum(clock)) * good)
 
 
 def follow(teacher: nn.Module, student: nn.Module, share: Tensor) -> None:
@@ -123,19 +134,9 @@ def follow(teacher: nn.Module, student: nn.Module, share: Tensor) -> None:
     torch._foreach_add_(mine, torch._foreach_mul(theirs, share))
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
-
-
 def copy_of(student: Network, make: Callable[[], Network]) -> Network:
     """A teacher that starts as the student, without its predictor if it has one."""
     teacher = make()
     teacher.predictor = None
     teacher.load_state_dict({name: value for name, value in student.state_dict().items() if not name.startswith("predictor.")})
     return teacher.requires_grad_(False)
-
-
-def rising(clock: Clock, start: float) -> float:
-    """A teacher's momentum from `start` to 1 along half a cosine (BYOL, DINO)."""
-    return cosine(clock.step, clock.total_steps, start, 1.0)

@@ -190,13 +190,10 @@ class NpidConfig(Config):
     """Of the squared distance to the bank's entry."""
 
 
-class SupconConfig(Config):
+class SupconConfig(SimclrConfig):
     """Supervised contrast (Khosla et al. 2020) with pseudo-labels."""
 
-    type: Literal["supcon"] = "supcon"
-    hidden_dim: Size = 2048
-    dim: Size = 128
-    temperature: Temperature = 0.1
+    type: Literal["supcon"] = "supcon"  # type: ignore[assignment]
 
 
 class ClassifyConfig(Config):

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from curation.errors import ConfigError
 from trainers.config import AdamWConfig, LarsConfig, SgdConfig, TrainConfig
+from trainers.distributed import local
 from trainers.method import Method
 
 
@@ -177,7 +178,7 @@ class Sgd(Optimizer):
 
 def _shards(tensors: list[Any]) -> list[Tensor]:
     """What this rank holds of each tensor."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return [local(tensor) for tensor in tensors]
 
 
 def _norms(tensors: list[Any]) -> Tensor:

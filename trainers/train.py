@@ -168,9 +168,10 @@ class _Training:
             checkpoints.finish()
             raise
         checkpoints.finish()
-        weights = whole_state(method.encoder)
-        if rank() == 0 and self.step == self.total_steps:
-            export(config.encoder, weights, self.out)
+        if self.step == self.total_steps:
+            weights = whole_state(method.encoder)
+            if rank() == 0:
+                export(config.encoder, weights, self.out)
 
     def _steps(self, checkpoints: Checkpoints) -> Iterator[TrainProgress]:
         config, method = self.config, self.method

@@ -40,6 +40,8 @@ def build_method(config: configs.MethodConfig, backbone: Callable[[], nn.Module]
             return Swav(config, backbone)
         case configs.DeepClusterConfig():
             return DeepCluster(config, backbone)
+        case configs.SupconConfig():
+            return Supcon(config, backbone)
         case configs.SimclrConfig():
             return Simclr(config, backbone)
         case configs.MocoV2Config():
@@ -56,7 +58,5 @@ def build_method(config: configs.MethodConfig, backbone: Callable[[], nn.Module]
             return Wmse(config, backbone)
         case configs.NpidConfig():
             return Npid(config, backbone)
-        case configs.SupconConfig():
-            return Supcon(config, backbone)
         case configs.ClassifyConfig():
             return Classify(config, backbone)

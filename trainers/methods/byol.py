@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.heads import Network, mlp, width
-from trainers.method import Clock, Method, StepOutput, Views, copy_of, rising
+from trainers.method import Clock, StepOutput, TaughtMethod, Views, copy_of
 from trainers.method_config import ByolConfig
 
 
-class Byol(Method):
+class Byol(TaughtMethod):
     def __init__(self, config: ByolConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
@@ -29,9 +29,6 @@ class Byol(Method):
 
     def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
         return StepOutput(regression(outputs[0].float(), targets[0].float()))
-
-    def momentum(self, clock: Clock) -> float:
-        return rising(clock, self.config.momentum)
 
 
 def regression(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -14,8 +14,6 @@ from trainers.method_config import ClassifyConfig
 
 
 class Classify(Method):
-    needs_labels = True
-
     def __init__(self, config: ClassifyConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config

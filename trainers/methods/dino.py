@@ -12,64 +12,70 @@ from torch import Tensor, nn
 from trainers.distributed import sum_over_ranks, world_size
 from trainers.heads import NestedPrototypes, Network, dino_projector, nested_projector
 from trainers.losses import swapped_cross_entropy, use_of_prototypes
-from trainers.method import Clock, Method, StepOutput, Views, copy_of, follow, rising
+from trainers.method import Clock, StepOutput, TaughtMethod, Views, copy_of, follow
 from trainers.method_config import DinoConfig
 from trainers.schedules import linear
 
 
-class Dino(Method):
+class Dino(TaughtMethod):
     center: Tensor
 
     def __init__(self, config: DinoConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
-
-        def network() -> Network:
-            encoder = backbone()
-            return Network(
-                encoder,
-                nested_projector(
-                    encoder, config.nested, lambda dim: dino_projector(dim, config.hidden_dim, config.bottleneck_dim)
-                ),
-            )
-
-        self.student = network()
-        self.teacher = copy_of(self.student, network)
-        self.prototypes = NestedPrototypes(config.bottleneck_dim, config.prototypes, config.nested)
-        self.teacher_prototypes = NestedPrototypes(config.bottleneck_dim, config.prototypes, config.nested)
-        self.teacher_prototypes.load_state_dict(self.prototypes.state_dict())
-        self.teacher_prototypes.requires_grad_(False)
+        self.student = self._network(backbone())
+        self.teacher = copy_of(self.student, lambda: self._network(backbone()))
+        self.prototypes, self.teacher_prototypes = self._prototypes()
         self.register_buffer("center", torch.zeros(self.prototypes.total))
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+    def _network(self, encoder: nn.Module) -> Network:
+        return Network(encoder, self._projector(encoder))
+
+    def _projector(self, encoder: nn.Module) -> nn.Module:
         config = self.config
-        temperature = linear(
-            clock.epoch, config.teacher_warmup_epochs, config.teacher_temperature_start, config.teacher_temperature
+        return nested_projector(
+            encoder, config.nested, lambda dim: dino_projector(dim, config.hidden_dim, config.bottleneck_dim)
         )
+
+    def _prototypes(self) -> tuple[NestedPrototypes, NestedPrototypes]:
+        """The student's, and the teacher's, which begin as copies."""
+        config = self.config
+        own, other = (NestedPrototypes(config.bottleneck_dim, config.prototypes, config.nested) for _ in range(2))
+        other.load_state_dict(own.state_dict())
+        return own, other.requires_grad_(False)
+
+    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
         losses, means, use = [], [], dict[str, Tensor]()
         centers = self.prototypes.split(self.center)
         for level, (own, other) in enumerate(zip(self.prototypes, self.teacher_prototypes, strict=True)):
             with torch.no_grad():
                 scores = other(self.prototypes.part(targets[0], level)).float()
-                told = F.softmax((scores - centers[level]) / temperature, dim=-1)
+                told = self._told(scores, centers[level], clock)
                 means.append(scores.mean((0, 1)))
             seen = F.normalize(self.prototypes.part(outputs[0], level).float(), dim=-1)
-            losses.append(swapped_cross_entropy(seen, own.directions(), told, config.student_temperature))
+            losses.append(swapped_cross_entropy(seen, own.directions(), told, self.config.student_temperature))
             use = use or use_of_prototypes(told)
         self._mean = torch.cat(means)
         return StepOutput(torch.stack(losses).sum(), use)
 
+    def _told(self, scores: Tensor, center: Tensor, clock: Clock) -> Tensor:
+        """The teacher's scores (..., K) to targets."""
+        return F.softmax((scores - center) / self._temperature(clock), dim=-1)
+
+    def _temperature(self, clock: Clock) -> float:
+        """Of the teacher, at this step."""
+        config = self.config
+        return linear(clock.epoch, config.teacher_warmup_epochs, config.teacher_temperature_start, config.teacher_temperature)
+
     def prototypes_frozen(self, clock: Clock) -> bool:
         return clock.epoch < self.config.freeze_prototypes_epochs
-
-    def momentum(self, clock: Clock) -> float:
-        return rising(clock, self.config.momentum)
 
     @torch.no_grad()
     def after_step(self, clock: Clock, good: Tensor) -> None:
         super().after_step(clock, good)
         follow(self.teacher_prototypes, self.prototypes, (1 - self.momentum(clock)) * good)
-        # The exponential moving average of the teacher's mean score over the global batch (equation 4).
-        mean = sum_over_ranks(self._mean) / world_size()
-        moved = self.center.lerp(mean, 1 - self.config.center_momentum)
-        self.center.copy_(torch.where(good > 0, moved, self.center))
+        self._move(self.center, sum_over_ranks(self._mean) / world_size(), good)
+
+    def _move(self, center: Tensor, mean: Tensor, good: Tensor) -> None:
+        """The exponential moving average of the teacher's mean score over the global batch (equation 4), if `good`."""
+        center.copy_(torch.where(good > 0, center.lerp(mean, 1 - self.config.center_momentum), center))

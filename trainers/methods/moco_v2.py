@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from trainers.distributed import gather
 from trainers.heads import Network, width
-from trainers.method import Clock, Method, StepOutput, Views, copy_of
+from trainers.method import Clock, StepOutput, TaughtMethod, Views, copy_of
 from trainers.method_config import MocoV2Config
 from trainers.queue import Queue
 
 
-class MocoV2(Method):
+class MocoV2(TaughtMethod):
     def __init__(self, config: MocoV2Config, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
@@ -39,7 +39,6 @@ class MocoV2(Method):
 
     @torch.no_grad()
     def targets(self, views: Views, clock: Clock) -> tuple[Tensor, ...]:
-        assert self.teacher is not None
         return self.teacher([views.crops[0][1:]])
 
     def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from trainers.distributed import gather, gathered_rows
 from trainers.heads import Network, mlp, width
-from trainers.method import Clock, Method, StepOutput, Views, copy_of, rising
+from trainers.method import Clock, StepOutput, TaughtMethod, Views, copy_of
 from trainers.method_config import MocoV3Config
 
 
-class MocoV3(Method):
+class MocoV3(TaughtMethod):
     def __init__(self, config: MocoV3Config, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
@@ -32,9 +32,6 @@ class MocoV3(Method):
         query, key = (F.normalize(tensor.float(), dim=-1) for tensor in (outputs[0], targets[0]))
         own = gathered_rows(len(query), query.device)
         return StepOutput(symmetric_contrast(query, gather(key), own, self.config.temperature))
-
-    def momentum(self, clock: Clock) -> float:
-        return rising(clock, self.config.momentum)
 
 
 def symmetric_contrast(query: Tensor, keys: Tensor, own: Tensor, temperature: float) -> Tensor:

@@ -26,7 +26,11 @@ class Simclr(Method):
     def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
         seen = F.normalize(outputs[0].float(), dim=-1)
         own = gathered_rows(len(seen), seen.device)
-        return StepOutput(contrast(seen, gather(seen), own, own[:, None] == gather(own), self.config.temperature))
+        return StepOutput(contrast(seen, gather(seen), own, self._alike(views, own), self.config.temperature))
+
+    def _alike(self, views: Views, own: Tensor) -> Tensor:
+        """(B, G) bool: which samples of the global batch are positives of this rank's, which are at rows `own` (B,) of it."""
+        return own[:, None] == gather(own)
 
 
 def contrast(seen: Tensor, every: Tensor, own: Tensor, alike: Tensor, temperature: float) -> Tensor:
