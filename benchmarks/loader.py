@@ -59,7 +59,8 @@ def jpegs(shards: list[Path]) -> Iterator[bytes]:
 def windrow(shards: list[Path], case: str, workers: int) -> Batches:
     from trainers import views
     from trainers.config import ViewsConfig
-    from trainers.data import Loader, SampleList
+    from trainers.data import Loader
+    from trainers.samples import SampleList
 
     rows = []
     for shard in shards:

@@ -39,7 +39,7 @@ def load_run(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that recipe or file `name` and `overrides` describe. Raises ConfigError with every mistake at once."""
     path = find(name)
     merged = _merge(_read_with_bases(path), parse_overrides(overrides))
-    merged.setdefault("run_dir", f"runs/{path.stem}")
+    merged.setdefault("run_dir", f"runs/{name if name in recipes() else path.stem}")
     config = check(RunConfig, merged, of=name)
     absolute: dict[str, Any] = {"run_dir": config.run_dir.expanduser().absolute()}
     if config.source.type == "images":
@@ -59,8 +59,10 @@ def save_run(config: RunConfig) -> Path:
 
 
 def recipes() -> dict[str, Path]:
-    """The recipes that come with the program, by name."""
-    return {Path(str(file)).stem: Path(str(file)) for file in files("configs").iterdir() if file.name.endswith(".yaml")}
+    """The recipes that come with the program, by name, such as quickstart or small/dino."""
+    root = Path(str(files("configs")))
+    found = sorted(root.rglob("[!_]*.yaml"))
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in found}
 
 
 def find(name: str) -> Path:

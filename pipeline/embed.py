@@ -19,8 +19,8 @@ from pipeline.shard import INDEX, read_index
 from pipeline.sources import POOL
 from pipeline.stage import Made, Work
 from trainers.config import PixelsConfig
-from trainers.data import SampleList
 from trainers.encoders import DESCRIPTION, WEIGHTS, Encoder, build_encoder
+from trainers.samples import SampleList
 
 _FIT_ROWS = 4096
 _BLOCK_ROWS = 16384

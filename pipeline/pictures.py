@@ -19,8 +19,8 @@ from pipeline.dedup import DUPLICATES
 from pipeline.embed import open_embeddings
 from pipeline.record import Run
 from pipeline.shard import INDEX, REJECTS
-from trainers.data import SampleList
 from trainers.images import decode
+from trainers.samples import SampleList
 
 MAP_ROWS, MAP_PICTURES = 2000, 500
 _PER_CLUSTER, _PER_GROUP, _PER_REASON = 12, 3, 7

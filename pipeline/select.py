@@ -23,7 +23,7 @@ from pipeline.embed import embedding_files, open_embeddings, read_scores
 from pipeline.shard import read_index
 from pipeline.sources import POOL, QUERY
 from pipeline.stage import Made, Work
-from trainers.data import ROWS_PER_EPOCH
+from trainers.samples import ROWS_PER_EPOCH
 
 SELECTION, TRAINING, PSEUDO_LABELS = "selection.parquet", "training.parquet", "pseudo-labels.parquet"
 _VENDI_ROWS = 10_000

@@ -123,7 +123,7 @@ def train_rank(
 ) -> Iterator[TrainProgress]:
     """One rank of the training."""
     from curation.distance import default_device
-    from trainers.data import SampleList
+    from trainers.samples import SampleList
     from trainers.train import train
 
     yield from train(

@@ -59,7 +59,7 @@ def write_images(root: Path, num: int = 48, *, classes: int = 3, side: int = 20,
     return root
 
 
-def windrow(*args: str, timeout: float = 240, **options: object) -> subprocess.CompletedProcess[str]:
+def windrow(*args: str, timeout: float = 1200, **options: object) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     command = [WINDROW, *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)  # type: ignore[call-overload]
@@ -73,7 +73,7 @@ class Killable:
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
-    def wait_for(self, text: str, timeout: float = 120) -> bool:
+    def wait_for(self, text: str, timeout: float = 600) -> bool:
         """Wait until the output contains `text`; False if the process ended or the time passed without it."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and text not in self._log.read_text():

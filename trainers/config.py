@@ -89,6 +89,15 @@ class TimmConfig(Config):
     pretrained: bool = False
     """Start from timm's published weights, which are downloaded."""
     image_size: int = Field(default=224, ge=8)
+    small_stem: bool = False
+    """Let a ResNet begin with a 3 x 3 convolution of stride 1 and no pooling, as for images of 32 pixels (Chen et al. 2020,
+    SimCLR, appendix B.9)."""
+
+    @model_validator(mode="after")
+    def _stem_is_trained(self) -> "TimmConfig":
+        if self.small_stem and self.pretrained:
+            raise ValueError("small_stem has no published weights: leave out pretrained, or small_stem")
+        return self
 
 
 EncoderConfig = Annotated[PixelsConfig | VitConfig | TimmConfig, Field(discriminator="type")]
@@ -199,6 +208,8 @@ class TrainConfig(Config):
     """Column of the training list with pseudo-labels, such as level_1: for `order`, and for methods that learn from labels."""
     max_bad_fraction: Probability = 0.01
     """Samples that cannot be read are replaced by others, up to this share of those shown; of the first 1,000 that many."""
+    resident_gib: float = Field(default=1.0, ge=0)
+    """Images that are all of one size and take at most so many GiB are decoded once and stay on the device of each rank."""
     threads: int = Field(default=2, ge=1)
     """Decoding threads of each rank."""
     checkpoint_every: int = Field(default=200, ge=1)

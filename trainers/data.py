@@ -8,15 +8,12 @@ no state but its number.
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property, partial
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -24,150 +21,14 @@ from curation import rng
 from curation.errors import DataError
 from trainers import memory, views
 from trainers.config import ViewsConfig
-from trainers.images import decode, to_square
 from trainers.order import Balanced, Distinct, Mixed, Order, OrderName, Shuffled
+from trainers.resident import ResidentImages
+from trainers.samples import RESTORE, BadSampleError, SampleList, ShardReader
 
-ROWS_PER_EPOCH = "rows_per_epoch"
-"""In the schema's metadata of a training list: how many of its rows an epoch shows, others each time."""
-_OPEN_FILES = 256
 _AHEAD = 2
 _PLANNED = 4096
 _REPLACEMENTS = 20
 _BEFORE_JUDGED = 1000
-_RESTORE = "Restore it, or shard the source again."
-
-
-@dataclass(frozen=True)
-class SampleList:
-    """Samples inside tar shards: where the bytes of each begin and end. N rows."""
-
-    shards: tuple[Path, ...]
-    shard: np.ndarray
-    """(N,) int32: index into `shards`."""
-    offset: np.ndarray
-    """(N,) int64: of the image's first byte in its tar."""
-    size: np.ndarray
-    """(N,) int64: bytes."""
-    row_id: np.ndarray
-    """(N,) int64."""
-    repeats: np.ndarray
-    """(N,) int32: how often an epoch shows the sample."""
-    per_epoch: int | None = None
-    """How many an epoch shows, drawn anew each time; None: all."""
-    label: np.ndarray | None = None
-    """(N,) int64: a class or cluster, where the order looks at it."""
-    parts: tuple[tuple["SampleList", float], ...] = ()
-    """Where this is a mixture: the lists it was joined from, in turn, and the weight of each."""
-
-    @classmethod
-    def read(cls, path: Path, shard_directory: Path, label: str | None = None) -> "SampleList":
-        """Read a training list, a Parquet file with columns row_id, shard, offset, size, optionally repeats, and `label`."""
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path} is no readable Parquet file: {error}") from error
-        wanted = ["row_id", "shard", "offset", "size", *([label] if label else [])]
-        if missing := [name for name in wanted if name not in table.column_names]:
-            raise DataError(f"{path} lacks the columns {missing}; found {table.column_names}.")
-        return cls.of(table, shard_directory, label)
-
-    @classmethod
-    def of(cls, table: pa.Table, shard_directory: Path, label: str | None = None) -> "SampleList":
-        """From columns row_id, shard, offset, size, optionally repeats, and `label`; `shard` is relative to the directory."""
-        shards = table["shard"].combine_chunks().dictionary_encode()
-        repeats = "repeats" in table.column_names
-        per_epoch = (table.schema.metadata or {}).get(ROWS_PER_EPOCH.encode())
-        return cls(
-            shards=tuple(shard_directory / name for name in shards.dictionary.to_pylist()),
-            shard=shards.indices.to_numpy(zero_copy_only=False).astype(np.int32),
-            offset=table["offset"].to_numpy(),
-            size=table["size"].to_numpy(),
-            row_id=table["row_id"].to_numpy(),
-            repeats=table["repeats"].to_numpy() if repeats else np.ones(table.num_rows, dtype=np.int32),
-            per_epoch=int(per_epoch) if per_epoch else None,
-            label=table[label].to_numpy().astype(np.int64) if label else None,
-        )
-
-    @classmethod
-    def mix(cls, parts: Sequence[tuple["SampleList", float]]) -> "SampleList":
-        """One list of several, each shown as often as its weight says, whatever its size. Row ids stay as they are."""
-        if min(weight for _, weight in parts) < 0 or sum(weight for _, weight in parts) <= 0:
-            raise DataError(f"The weights of a mixture must be positive; found {[weight for _, weight in parts]}.")
-        lists = [samples for samples, _ in parts]
-        first_shard = np.cumsum([0, *(len(samples.shards) for samples in lists)])
-        return cls(
-            shards=tuple(shard for samples in lists for shard in samples.shards),
-            shard=np.concatenate([s.shard + first for s, first in zip(lists, first_shard, strict=False)]).astype(np.int32),
-            offset=np.concatenate([samples.offset for samples in lists]),
-            size=np.concatenate([samples.size for samples in lists]),
-            row_id=np.concatenate([samples.row_id for samples in lists]),
-            repeats=np.concatenate([samples.repeats for samples in lists]),
-            parts=tuple(parts),
-        )
-
-    def __len__(self) -> int:
-        return len(self.row_id)
-
-    def squares(self, indices: np.ndarray, size: int) -> np.ndarray:
-        """Samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8. Held in memory: for batches."""
-        with ThreadPoolExecutor(2) as pool:
-            images = pool.map(lambda index: to_square(self.image(int(index)), size).numpy(), indices)
-            return np.stack(list(images)) if len(indices) else np.empty((0, 3, size, size), dtype=np.uint8)
-
-    def image(self, index: int) -> np.ndarray:
-        """Read and decode one sample: (H, W, 3) uint8."""
-        content = ShardReader(self).read(index)
-        try:
-            return decode(content)
-        except DataError as error:
-            raise self.bad(index, error) from error
-
-    def bad(self, index: int, why: object) -> "BadSampleError":
-        """What to tell the user of a sample that cannot be read or decoded."""
-        return BadSampleError(
-            f"Sample {self.row_id[index]} at byte {self.offset[index]} of {self.shards[self.shard[index]]} cannot be read: "
-            f"{why}. The shard was changed after it was written. {_RESTORE}"
-        )
-
-
-class BadSampleError(DataError):
-    """One sample cannot be read or decoded; others may be."""
-
-
-class ShardReader:
-    """Reads samples by position from shards that stay open, from any number of threads."""
-
-    def __init__(self, samples: SampleList) -> None:
-        self._samples = samples
-        self._file = lru_cache(_OPEN_FILES)(lambda shard: _OpenFile(samples.shards[shard]))
-
-    def read(self, index: int) -> bytes:
-        """The bytes of one sample. Raises DataError if its shard cannot be opened, BadSampleError if they are not all there."""
-        samples = self._samples
-        file = self._file(int(samples.shard[index]))
-        size = int(samples.size[index])
-        try:
-            content = os.pread(file.descriptor, size, int(samples.offset[index]))
-        except OSError as error:
-            raise samples.bad(index, error) from error
-        if len(content) < size:
-            raise samples.bad(index, f"{len(content):,} of its {size:,} bytes are there")
-        return content
-
-
-class _OpenFile:
-    """Closes when nobody holds it any more, so a thread may read on while others forget the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = -1
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"Shard {path} cannot be opened: {error.strerror}. {_RESTORE}") from error
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
 
 
 @dataclass(frozen=True)
@@ -200,7 +61,7 @@ class _Begun:
     indices: np.ndarray
     crops: tuple[Tensor, Tensor]
     draws: views.Draws
-    work: list[Future[list["_Replaced"]]]
+    work: tuple[Future[list["_Replaced"]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,6 +91,8 @@ class Loader:
         threads: int = 2,
         order: OrderName = "shuffled",
         max_bad_fraction: float = 0.01,
+        most_resident_bytes: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         if global_batch_size % world_size:
             raise DataError(
@@ -241,8 +104,9 @@ class Loader:
         found = {folder: set(os.listdir(folder)) for folder in {shard.parent for shard in samples.shards} if folder.is_dir()}
         missing = [shard for shard in samples.shards if shard.name not in found.get(shard.parent, ())]
         if missing:
-            raise DataError(f"{len(missing):,} of {len(samples.shards):,} shards are missing, such as {missing[0]}. {_RESTORE}")
+            raise DataError(f"{len(missing):,} of {len(samples.shards):,} shards are missing, such as {missing[0]}. {RESTORE}")
         self._samples = samples
+        self._resident = ResidentImages.of(samples, most_resident_bytes, device or torch.device("cpu"), threads)
         self._reader = ShardReader(samples)
         self._config = config
         self._seed = seed
@@ -269,6 +133,10 @@ class Loader:
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """The batches of steps `first_step` to `first_step + num_steps`, decoded ahead in threads."""
         end = first_step + num_steps
+        if self._resident is not None:
+            for step in range(first_step, end):
+                yield self._from_memory(step, self._resident)
+            return
         # Torch, too, may use one thread in each of these: to share out operations as small as theirs costs more than it gains.
         with ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             ahead: deque[_Begun] = deque()
@@ -281,19 +149,43 @@ class Loader:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, step: int, pool: ThreadPoolExecutor) -> _Begun:
+    def _from_memory(self, step: int, images: ResidentImages) -> Batch:
+        began = time.perf_counter()
+        positions, indices, draws = self._drawn(step)
+        bad = []
+        for place in np.flatnonzero(np.isin(indices, list(images.bad))).tolist():
+            index = int(indices[place])
+            bad.append(_Replaced(index, images.bad[index]))
+            indices[place] = self._another(int(positions[place]), images.raise_if_bad)
+        boxes = draws.boxes(slice(None), *images.pixels.shape[2:])
+        num = self._config.num_global
+        crops = (
+            images.cut(indices, boxes[:, :num], self._config.global_size),
+            images.cut(indices, boxes[:, num:], self._config.local_size),
+        )
+        self.waited += time.perf_counter() - began
+        return self._batch(_Begun(positions, indices, crops, draws), bad)
+
+    def _drawn(self, step: int) -> tuple[np.ndarray, np.ndarray, views.Draws]:
+        """This rank's positions in the stream at `step`, what is there, and how it is shown."""
         positions = self._positions(step)
-        indices = self._indices(step)
-        draws = views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
+        return positions, self._indices(step), views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
+
+    def _begin(self, step: int, pool: ThreadPoolExecutor) -> _Begun:
+        positions, indices, draws = self._drawn(step)
         crops = self._empty(len(positions))
         places = np.array_split(np.arange(len(positions)), min(len(positions), 4 * self._threads))
-        work = [pool.submit(self._cut, positions, indices, some, crops, draws) for some in places]
+        work = tuple(pool.submit(self._cut, positions, indices, some, crops, draws) for some in places)
         return _Begun(positions, indices, crops, draws, work)
 
     def _finish(self, begun: _Begun) -> Batch:
         began = time.perf_counter()
         bad = [one for work in begun.work for one in work.result()]
         self.waited += time.perf_counter() - began
+        return self._batch(begun, bad)
+
+    def _batch(self, begun: _Begun, bad: list["_Replaced"]) -> Batch:
+        """What is given out. Raises DataError once too much of it stands in for what cannot be read."""
         self.shown += len(begun.indices)
         self.replaced += len(bad)
         if self.replaced > self._max_bad_fraction * max(self.shown, _BEFORE_JUDGED):
@@ -353,11 +245,12 @@ class Loader:
         replaced = []
         for place in places.tolist():
             into = [*crops[0][:, place].unbind(), *crops[1][:, place].unbind()]
+            cut = partial(self._cut_one, draws=draws, place=place, into=into)
             try:
-                self._cut_one(int(indices[place]), draws, place, into)
+                cut(int(indices[place]))
             except BadSampleError as why:
                 replaced.append(_Replaced(int(indices[place]), why))
-                indices[place] = self._cut_another(int(positions[place]), draws, place, into)
+                indices[place] = self._another(int(positions[place]), cut)
         return replaced
 
     def _cut_one(self, index: int, draws: views.Draws, place: int, into: list[Tensor]) -> None:
@@ -367,13 +260,13 @@ class Loader:
         except DataError as error:
             raise self._samples.bad(index, error) from error
 
-    def _cut_another(self, position: int, draws: views.Draws, place: int, into: list[Tensor]) -> int:
-        """Cut another sample in place of the one at `position` of the stream; returns its index."""
+    def _another(self, position: int, use: Callable[[int], None]) -> int:
+        """Use another sample in place of the one at `position` of the stream: the first that `use` takes; returns its index."""
         ends = self._ends
         tries = rng.uniform(rng.key(self._seed, "replacements"), np.array([position]), _REPLACEMENTS)[0] * ends[-1]
         for index in np.searchsorted(ends, tries, side="right").tolist():
             try:
-                self._cut_one(index, draws, place, into)
+                use(index)
             except BadSampleError as error:
                 why = error
             else:

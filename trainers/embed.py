@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from trainers.data import SampleList
 from trainers.encoders import Encoder
+from trainers.samples import SampleList
 
 
 def embed(

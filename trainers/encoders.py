@@ -139,7 +139,16 @@ def build_backbone(config: VitConfig | TimmConfig) -> nn.Module:
     options: dict[str, object] = {"num_classes": 0, "pretrained": config.pretrained}
     if timm.models.is_model_in_modules(config.model, {"vision_transformer", "deit", "eva"}):
         options |= {"img_size": config.image_size, "dynamic_img_size": True}
-    return timm.create_model(config.model, **options)
+    backbone = timm.create_model(config.model, **options)
+    if config.small_stem:
+        if not isinstance(backbone, timm.models.ResNet) or not isinstance(backbone.conv1, nn.Conv2d):
+            raise ConfigError(
+                f"small_stem is for ResNets that begin with one convolution, such as resnet18; not {config.model}."
+            )
+        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.Identity()
+    return backbone
 
 
 def build_encoder(config: PixelsConfig | VitConfig | TimmConfig, sample: np.ndarray) -> Encoder:

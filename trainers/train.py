@@ -23,7 +23,7 @@ from trainers.accumulation import backward
 from trainers.checkpoint import Checkpoints
 from trainers.collapse import FeatureSpread, Health, TeacherUse, judge
 from trainers.config import TrainConfig
-from trainers.data import Batch, Loader, SampleList
+from trainers.data import Batch, Loader
 from trainers.distributed import (
     StopFlag,
     average,
@@ -41,6 +41,7 @@ from trainers.method import Clock, Views
 from trainers.method_config import ClassifyConfig
 from trainers.methods import build_method
 from trainers.optimizers import build_optimizer, set_rates, skip_if
+from trainers.samples import SampleList
 from trainers.schedules import cosine, warmup_cosine
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -129,6 +130,8 @@ class _Training:
             threads=config.threads,
             order=config.order,
             max_bad_fraction=config.max_bad_fraction,
+            most_resident_bytes=int(config.resident_gib * 2**30),
+            device=device,
         )
         _check_labels(config, samples)
         self.steps_per_epoch = self.loader.epoch_size / config.global_batch_size

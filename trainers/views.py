@@ -50,23 +50,24 @@ class Draws:
         stretch = np.exp(0.5 * (math.log(_RATIO[0]) + ratio * math.log(_RATIO[1] / _RATIO[0])))
         return cls(numbers, np.stack([height / stretch, height * stretch], axis=3))
 
-    def boxes(self, sample: int, height: int, width: int) -> np.ndarray:
+    def boxes(self, samples: int | slice, height: int, width: int) -> np.ndarray:
         """The crop boxes (V, 4) int64 of one sample, an image of `height` and `width`, as top, left, height, width.
+
+        Of several that are alike in size: (B, V, 4).
 
         A box covers a uniform share of the area at a log-uniform aspect ratio; the first of ten tries that fits counts, else
         the largest centred box within the ratio's range.
         """
         whole = np.array([height, width])
-        tries = np.rint(self.sides[sample] * math.sqrt(height * width))
-        fits = ((tries > 0) & (tries <= whole)).all(axis=2)
-        first = fits.argmax(axis=1)
-        view = np.arange(len(tries))
+        tries = np.rint(self.sides[samples] * math.sqrt(height * width))
+        fits = ((tries > 0) & (tries <= whole)).all(axis=-1)
+        first = fits.argmax(axis=-1)[..., None]
         largest = [min(height, round(width / _RATIO[0])), min(width, round(height * _RATIO[1]))]
-        fit = fits[view, first, None]
-        size = np.where(fit, tries[view, first], largest)
-        place = self.numbers[sample, :, _PLACE:_COLOUR]
+        fit = np.take_along_axis(fits, first, axis=-1)
+        size = np.where(fit, np.take_along_axis(tries, first[..., None], axis=-2)[..., 0, :], largest)
+        place = self.numbers[samples, :, _PLACE:_COLOUR]
         corner = np.where(fit, np.floor(place * (whole - size + 1)), (whole - size) // 2)
-        return np.concatenate([corner, size], axis=1).astype(np.int64)
+        return np.concatenate([corner, size], axis=-1).astype(np.int64)
 
     def changes(self, config: ViewsConfig, first_view: int, num_views: int) -> Changes:
         """How the colours of views `first_view` onwards change: V' B of them, view first."""

@@ -52,7 +52,7 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path) -> None:
         WINDROW, "run", recipe(tmp_path, tmp_path / "source"), f"run_dir={tmp_path}/run",
     ]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     finally:
         closed.chmod(0o755)
     assert done.returncode == 2

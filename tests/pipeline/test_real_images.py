@@ -9,7 +9,7 @@ import pytest
 from pipeline.artifacts import Manifest
 from pipeline.shard import read_index
 from tests.helpers import SHARED_DATA, windrow
-from trainers.data import SampleList
+from trainers.samples import SampleList
 
 pytestmark = pytest.mark.xdist_group("run")
 

@@ -1,5 +1,6 @@
 import io
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from curation.errors import DataError
 from trainers import data
 from trainers.config import ViewsConfig
-from trainers.data import ROWS_PER_EPOCH, Batch, Loader, SampleList
+from trainers.data import Batch, Loader
+from trainers.samples import ROWS_PER_EPOCH, SampleList
 
 VIEWS = ViewsConfig(num_local=1, global_size=8, local_size=8)
 
@@ -112,23 +114,27 @@ def spoil(samples: SampleList, *rows: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_told(tmp_path: Path, world_size: int) -> None:
+@pytest.mark.parametrize("most_resident_bytes", [0, 2**20])
+def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_told(
+    tmp_path: Path, world_size: int, most_resident_bytes: int
+) -> None:
+    read = partial(load, most_resident_bytes=most_resident_bytes)
     samples = shards(tmp_path)
-    good = [batch.row_id.tolist() for batch in load(samples, 0, 1)]
+    good = [batch.row_id.tolist() for batch in read(samples, 0, 1)]
     spoil(samples, 3, 7)
     (tmp_path / "2.tar").write_bytes((tmp_path / "2.tar").read_bytes()[: samples.offset[8] + 9])
-    alone = load(samples, 0, 1)
+    alone = read(samples, 0, 1)
     for before, batch in zip(good, alone, strict=True):
         assert not {3, 7, 8} & set(batch.row_id.tolist())
         assert batch.replaced.tolist() == [row for row in before if row in (3, 7, 8)]
         assert batch.global_crops[0, :, 0, 0, 0].tolist() == (batch.row_id * 10).tolist()
         kept = [(a, b) for a, b in zip(before, batch.row_id.tolist(), strict=True) if a not in (3, 7, 8)]
         assert all(a == b for a, b in kept)
-    ranks = [load(samples, rank, world_size) for rank in range(world_size)]
+    ranks = [read(samples, rank, world_size) for rank in range(world_size)]
     for step, batch in enumerate(alone):
         together = np.stack([rank[step].row_id for rank in ranks], axis=1).ravel()
         assert together.tolist() == batch.row_id.tolist()
-    loader = Loader(samples, VIEWS, seed=1, global_batch_size=4)
+    loader = Loader(samples, VIEWS, seed=1, global_batch_size=4, most_resident_bytes=most_resident_bytes)
     assert sum(len(batch.replaced) for batch in loader.batches(0, 6)) == loader.replaced > 0
     assert loader.shown == 24
 

@@ -7,8 +7,9 @@ import pytest
 
 from curation.errors import DataError
 from tests.trainers.test_data import VIEWS
-from trainers.data import Loader, SampleList
+from trainers.data import Loader
 from trainers.order import OrderName
+from trainers.samples import SampleList
 
 LABELS = np.array([5] * 40 + [2] * 9 + [7] * 4 + [0] * 7 + [-1] * 1)
 

@@ -15,10 +15,11 @@ from tests.trainers.test_data import shards
 from trainers import checkpoint
 from trainers import train as training
 from trainers.config import TimmConfig, TrainConfig, ViewsConfig, VitConfig
-from trainers.data import Batch, Loader, SampleList
+from trainers.data import Batch, Loader
 from trainers.encoders import Encoder
 from trainers.method import Views
 from trainers.method_config import DinoConfig, SwavConfig
+from trainers.samples import SampleList
 from trainers.train import CHECKPOINTS, METRICS, train
 
 VIEWS = ViewsConfig(num_local=2, global_size=16, local_size=8)

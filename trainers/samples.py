@@ -1,0 +1,157 @@
+"""Where samples are: the bytes of images inside tar shards, by position."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.errors import DataError
+from trainers.images import decode, to_square
+
+ROWS_PER_EPOCH = "rows_per_epoch"
+"""In the schema's metadata of a training list: how many of its rows an epoch shows, others each time."""
+RESTORE = "Restore it, or shard the source again."
+_OPEN_FILES = 256
+
+
+@dataclass(frozen=True)
+class SampleList:
+    """Samples inside tar shards: where the bytes of each begin and end. N rows."""
+
+    shards: tuple[Path, ...]
+    shard: np.ndarray
+    """(N,) int32: index into `shards`."""
+    offset: np.ndarray
+    """(N,) int64: of the image's first byte in its tar."""
+    size: np.ndarray
+    """(N,) int64: bytes."""
+    row_id: np.ndarray
+    """(N,) int64."""
+    repeats: np.ndarray
+    """(N,) int32: how often an epoch shows the sample."""
+    per_epoch: int | None = None
+    """How many an epoch shows, drawn anew each time; None: all."""
+    label: np.ndarray | None = None
+    """(N,) int64: a class or cluster, where the order looks at it."""
+    parts: tuple[tuple["SampleList", float], ...] = ()
+    """Where this is a mixture: the lists it was joined from, in turn, and the weight of each."""
+
+    @classmethod
+    def read(cls, path: Path, shard_directory: Path, label: str | None = None) -> "SampleList":
+        """Read a training list, a Parquet file with columns row_id, shard, offset, size, optionally repeats, and `label`."""
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path} is no readable Parquet file: {error}") from error
+        wanted = ["row_id", "shard", "offset", "size", *([label] if label else [])]
+        if missing := [name for name in wanted if name not in table.column_names]:
+            raise DataError(f"{path} lacks the columns {missing}; found {table.column_names}.")
+        return cls.of(table, shard_directory, label)
+
+    @classmethod
+    def of(cls, table: pa.Table, shard_directory: Path, label: str | None = None) -> "SampleList":
+        """From columns row_id, shard, offset, size, optionally repeats, and `label`; `shard` is relative to the directory."""
+        shards = table["shard"].combine_chunks().dictionary_encode()
+        repeats = "repeats" in table.column_names
+        per_epoch = (table.schema.metadata or {}).get(ROWS_PER_EPOCH.encode())
+        return cls(
+            shards=tuple(shard_directory / name for name in shards.dictionary.to_pylist()),
+            shard=shards.indices.to_numpy(zero_copy_only=False).astype(np.int32),
+            offset=table["offset"].to_numpy(),
+            size=table["size"].to_numpy(),
+            row_id=table["row_id"].to_numpy(),
+            repeats=table["repeats"].to_numpy() if repeats else np.ones(table.num_rows, dtype=np.int32),
+            per_epoch=int(per_epoch) if per_epoch else None,
+            label=table[label].to_numpy().astype(np.int64) if label else None,
+        )
+
+    @classmethod
+    def mix(cls, parts: Sequence[tuple["SampleList", float]]) -> "SampleList":
+        """One list of several, each shown as often as its weight says, whatever its size. Row ids stay as they are."""
+        if min(weight for _, weight in parts) < 0 or sum(weight for _, weight in parts) <= 0:
+            raise DataError(f"The weights of a mixture must be positive; found {[weight for _, weight in parts]}.")
+        lists = [samples for samples, _ in parts]
+        first_shard = np.cumsum([0, *(len(samples.shards) for samples in lists)])
+        return cls(
+            shards=tuple(shard for samples in lists for shard in samples.shards),
+            shard=np.concatenate([s.shard + first for s, first in zip(lists, first_shard, strict=False)]).astype(np.int32),
+            offset=np.concatenate([samples.offset for samples in lists]),
+            size=np.concatenate([samples.size for samples in lists]),
+            row_id=np.concatenate([samples.row_id for samples in lists]),
+            repeats=np.concatenate([samples.repeats for samples in lists]),
+            parts=tuple(parts),
+        )
+
+    def __len__(self) -> int:
+        return len(self.row_id)
+
+    def squares(self, indices: np.ndarray, size: int) -> np.ndarray:
+        """Samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8. Held in memory: for batches."""
+        with ThreadPoolExecutor(2) as pool:
+            images = pool.map(lambda index: to_square(self.image(int(index)), size).numpy(), indices)
+            return np.stack(list(images)) if len(indices) else np.empty((0, 3, size, size), dtype=np.uint8)
+
+    def image(self, index: int) -> np.ndarray:
+        """Read and decode one sample: (H, W, 3) uint8."""
+        return ShardReader(self).image(index)
+
+    def bad(self, index: int, why: object) -> "BadSampleError":
+        """What to tell the user of a sample that cannot be read or decoded."""
+        return BadSampleError(
+            f"Sample {self.row_id[index]} at byte {self.offset[index]} of {self.shards[self.shard[index]]} cannot be read: "
+            f"{why}. The shard was changed after it was written. {RESTORE}"
+        )
+
+
+class BadSampleError(DataError):
+    """One sample cannot be read or decoded; others may be."""
+
+
+class ShardReader:
+    """Reads samples by position from shards that stay open, from any number of threads."""
+
+    def __init__(self, samples: SampleList) -> None:
+        self._samples = samples
+        self._file = lru_cache(_OPEN_FILES)(lambda shard: _OpenFile(samples.shards[shard]))
+
+    def read(self, index: int) -> bytes:
+        """The bytes of one sample. Raises DataError if its shard cannot be opened, BadSampleError if they are not all there."""
+        samples = self._samples
+        file = self._file(int(samples.shard[index]))
+        size = int(samples.size[index])
+        try:
+            content = os.pread(file.descriptor, size, int(samples.offset[index]))
+        except OSError as error:
+            raise samples.bad(index, error) from error
+        if len(content) < size:
+            raise samples.bad(index, f"{len(content):,} of its {size:,} bytes are there")
+        return content
+
+    def image(self, index: int) -> np.ndarray:
+        """One sample, decoded: (H, W, 3) uint8. Raises as `read` does."""
+        content = self.read(index)
+        try:
+            return decode(content)
+        except DataError as error:
+            raise self._samples.bad(index, error) from error
+
+
+class _OpenFile:
+    """Closes when nobody holds it any more, so a thread may read on while others forget the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"Shard {path} cannot be opened: {error.strerror}. {RESTORE}") from error
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
