@@ -159,7 +159,9 @@ OptimizerConfig = Annotated[AdamWConfig | SgdConfig | LarsConfig, Field(discrimi
 class TrainConfig(Config):
     """Self-supervised pretraining on the selected samples."""
 
-    operational = frozenset({"ranks", "checkpoint_every", "log_every", "threads"})
+    operational = frozenset(
+        {"ranks", "checkpoint_every", "log_every", "threads", "evaluate_every", "keep_encoders", "tensorboard"}
+    )
 
     method: MethodConfig = DinoConfig()
     encoder: TrainableConfig = VitConfig()
@@ -205,6 +207,14 @@ class TrainConfig(Config):
     """Steps between checkpoints: what a kill can cost."""
     log_every: int = Field(default=10, ge=1)
     """Steps between progress lines."""
+    evaluate_every: float | None = Field(default=None, gt=0)
+    """Epochs between evaluations of the frozen encoder while it trains: weighted kNN where the source has labels, RankMe and
+    spread always; before the first step and after the last one too. Left out: never. What is trained is bit-equal with and
+    without."""
+    keep_encoders: int = Field(default=2, ge=1)
+    """Every evaluation saves its encoder. So many newest ones stay, and the best, which `best` points to."""
+    tensorboard: bool = False
+    """Write what is logged and evaluated as TensorBoard event files, too, into `tensorboard` beside the metrics."""
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
