@@ -28,7 +28,7 @@ from pipeline.shard import Shard
 from pipeline.sources import POOL, find_images, thin_to_long_tail
 from pipeline.stage import WORK, Step, stale
 from pipeline.train import Train
-from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, TrainConfig
+from trainers.config import EncoderConfig, PixelsConfig, TrainConfig
 from trainers.train import METRICS
 
 _SECONDS_PER_STAGE = 2.0  # processes start, modules load
@@ -206,15 +206,13 @@ def encoder_cost(config: EncoderConfig, size: int | None = None) -> tuple[float,
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from trainers.encoders import build_backbone
+    from trainers.encoders import build_backbone, untrained
 
     if isinstance(config, PixelsConfig):
         inputs = 3 * config.image_size**2
         return 2.0 * inputs * config.dim, min(config.dim, inputs)
-    if isinstance(config, TimmConfig):
-        config = config.model_copy(update={"pretrained": False})
     with torch.device("meta"):
-        backbone = build_backbone(config).eval()
+        backbone = build_backbone(untrained(config)).eval()
         with FlopCounterMode(display=False) as counter:
             features = backbone(torch.empty(1, 3, size or config.image_size, size or config.image_size))
     return float(counter.get_total_flops()), features.shape[1]

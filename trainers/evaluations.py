@@ -20,7 +20,7 @@ from curation.files import explained, write_atomic
 from trainers.config import TrainConfig
 from trainers.distributed import gather, rank, whole_state, world_size
 from trainers.embed import embed
-from trainers.encoders import Encoder, build_backbone, export
+from trainers.encoders import Encoder, build_backbone, export, untrained
 from trainers.evaluate import EvaluationSet
 
 EVALUATIONS, ENCODERS, BEST = "evaluations.jsonl", "encoders", "best"
@@ -99,7 +99,8 @@ class Evaluations:
         """(M, D) float32 of the samples to measure on, each rank's share gathered."""
         if self._encoder is None:
             with torch.random.fork_rng(devices=[]):
-                self._encoder = Encoder(self._config.encoder, build_backbone(self._config.encoder))
+                network = untrained(self._config.encoder)
+                self._encoder = Encoder(network, build_backbone(network))
         self._encoder.backbone.load_state_dict(weights)
         num = len(asked.samples)
         shared = np.resize(np.arange(num), math.ceil(num / world_size()) * world_size())

@@ -35,7 +35,7 @@ from trainers.distributed import (
     whole_state,
     world_size,
 )
-from trainers.encoders import InputRange, build_backbone, export
+from trainers.encoders import InputRange, build_backbone, export, untrained
 from trainers.evaluate import EvaluationSet, label_free
 from trainers.evaluations import Evaluations
 from trainers.method import Clock, Views
@@ -140,9 +140,11 @@ class _Training:
         _check_labels(config, samples)
         self.steps_per_epoch = self.loader.epoch_size / config.global_batch_size
         self.total_steps = max(1, math.ceil(config.epochs * self.steps_per_epoch))
+        newest = checkpoint.newest(out / CHECKPOINTS)
+        start = config.encoder if newest is None and init_from is None else untrained(config.encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key(seed, "weights") >> 1)
-            self.method = build_method(config.method, lambda: build_backbone(config.encoder))
+            self.method = build_method(config.method, lambda: build_backbone(start))
         self.method.begin(len(samples), rng.key(seed, "method"))
         synchronise_batch_norm(self.method)
         self.method.to(device)
@@ -152,7 +154,7 @@ class _Training:
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.precision = partial[AbstractContextManager[object]](torch.autocast, device.type, torch.bfloat16, enabled=bf16)
         self.step = self.passed_over = 0
-        if newest := checkpoint.newest(out / CHECKPOINTS):
+        if newest is not None:
             facts = checkpoint.restore(newest, self.method, self.optimizer)
             self.step = facts["step"]
             self.passed_over = max(facts["passed_over"], begin_at - self.step)
