@@ -228,10 +228,10 @@ def train(
     """A selection to an encoder. Settings: those of the section `train`, for example method.type=swav epochs=20."""
     from launch.config import check, parse_overrides
     from pipeline.train import Train
-    from trainers.config import TrainConfig
+    from trainers.config import EvaluateConfig, TrainConfig
 
     config = check(TrainConfig, parse_overrides(settings or []), of="train")
-    _run_stage(Train(config, seed), out, {"samples": samples, "selection": selection, "previous": previous})
+    _run_stage(Train(config, seed, EvaluateConfig()), out, {"samples": samples, "selection": selection, "previous": previous})
 
 
 @app.command()
