@@ -27,7 +27,7 @@ from pipeline.select import Select
 from pipeline.shard import Shard
 from pipeline.sources import POOL, find_images, thin_to_long_tail
 from pipeline.stage import WORK, Step, stale
-from pipeline.train import Train
+from pipeline.train import EVALUATED, Train
 from trainers.config import EncoderConfig, PixelsConfig, TrainConfig
 from trainers.train import METRICS
 
@@ -183,11 +183,17 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
         case Train():
             exposures = config.train.epochs * chosen
             crops = 2 + config.train.views.num_local
-            return Estimate(chosen, 4, 0, exposures * train_flops(config.train), round(exposures * (1 + crops / 4)))
+            flops, decodes = exposures * train_flops(config.train), round(exposures * (1 + crops / 4))
+            if config.train.evaluate_every:
+                times = config.train.epochs / config.train.evaluate_every + 1
+                most = min(config.evaluate.max_samples, EVALUATED)
+                measured = round(times * (min(pool, most) + min(held_out, most)))
+                flops, decodes = flops + measured * encoder_cost(config.train.encoder)[0], decodes + measured
+            return Estimate(chosen, 4, 0, flops, decodes)
         case Evaluate():
             rows = min(pool, config.evaluate.max_samples) + min(held_out, config.evaluate.max_samples)
-            measured = config.embed.encoder if "baseline" in step.name else config.train.encoder
-            return Estimate(rows, 1, 2000, rows * encoder_cost(measured)[0], rows)
+            used = config.embed.encoder if "baseline" in step.name else config.train.encoder
+            return Estimate(rows, 1, 2000, rows * encoder_cost(used)[0], rows)
         case _:
             return Estimate(pool + held_out, pool + held_out, source_bytes, 0)
 

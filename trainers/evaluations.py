@@ -134,13 +134,15 @@ class Evaluations:
         return sorted((self._out / ENCODERS).glob("step-*"))
 
     def _best(self, until: int | None = None) -> Path | None:
-        """The best encoder of those evaluations, by kNN where there are labels and else by RankMe; the first of equals."""
+        """The best encoder of those evaluations, by kNN where there are labels and else by RankMe; the newest of equals."""
         scores = {_name(line["step"]): line.get("knn", line["rankme"]) for line in self._lines}
         saved = [encoder for encoder in self._saved() if until is None or _step(encoder) <= until]
-        return max(saved, key=lambda encoder: scores[encoder.name], default=None)
+        return max(reversed(saved), key=lambda encoder: scores[encoder.name], default=None)
 
     def _link_best(self) -> None:
         best, link = self._best(), self._out / BEST
+        if link.is_dir() and not link.is_symlink():  # what copying a run may make of a link
+            shutil.rmtree(link)
         if best is None:
             link.unlink(missing_ok=True)
             return
