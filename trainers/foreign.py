@@ -66,7 +66,7 @@ def _named_as_ours(found: dict[str, Tensor]) -> dict[str, Tensor]:
     result = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): tensor for name, tensor in found.items()}
     for name in [name for name in result if name.endswith(".attn.qkv.weight")]:
         attention = name.removesuffix("qkv.weight")
-        none = result[name].new_zeros(len(result[name]) // 3)
+        none = result[name].new_zeros(result[name].shape[:1].numel() // 3)
         queries, values = (result.pop(f"{attention}{which}_bias", none) for which in "qv")
         result.setdefault(f"{attention}qkv.bias", torch.cat([queries, none, values]))
     return result
@@ -82,8 +82,8 @@ def _resampled(positions: Tensor, wanted: Tensor, backbone: Any) -> Tensor:
         grid = list(backbone.patch_embed.grid_size)
     else:
         return positions
-    is_square = math.isqrt(positions.shape[1] - prefix) ** 2 == positions.shape[1] - prefix
-    if positions.shape == wanted.shape or positions.shape[2:] != wanted.shape[2:] or not is_square:
+    num = positions.shape[1] - prefix if positions.dim() == wanted.dim() else 0
+    if positions.shape == wanted.shape or positions.shape[2:] != wanted.shape[2:] or num < 1 or math.isqrt(num) ** 2 != num:
         return positions
     from timm.layers import resample_abs_pos_embed
 
@@ -94,14 +94,16 @@ def _advice(found: dict[str, Tensor], backbone: nn.Module) -> str:
     """What to set, read off the tensors."""
     if not isinstance(backbone, VisionTransformer):
         return "Set encoder.model to the name that timm has for the model of the file."
-    if not {"cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"} <= found.keys():
+    dims = {"cls_token": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2, "blocks.0.mlp.fc2.weight": 2}
+    if any(name not in found or found[name].dim() != dim for name, dim in dims.items()):
         return "It is no Vision Transformer with a class token and timm's names: try encoder.type=timm, or rename its tensors."
-    into, out = found["blocks.0.mlp.fc1.weight"], found["blocks.0.mlp.fc2.weight"]
+    token, patches, into, out = (found[name] for name in dims)
+    numbers = [int(match[1]) for name in found if (match := re.match(r"blocks\.(\d+)\.", name))]
     says = {
-        "dim": found["cls_token"].shape[-1],
-        "depth": 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blocks.")),
-        "patch_size": found["patch_embed.proj.weight"].shape[-1],
-        "registers": found["reg_token"].shape[1] if "reg_token" in found else 0,
+        "dim": token.shape[2],
+        "depth": 1 + max(numbers),
+        "patch_size": patches.shape[3],
+        "registers": found["reg_token"].shape[-2] if "reg_token" in found else 0,
         "layer_scale": "1e-5" if "blocks.0.ls1.gamma" in found else "null",
         "mlp": "swiglu" if len(into) == 2 * out.shape[1] else "gelu",
         "positions": "learned" if _POSITIONS in found else "rope",
