@@ -65,8 +65,8 @@ class Evaluations:
     def measure(self, step: int, backbone: nn.Module, settled: int) -> None:
         """Evaluate and save the encoder that training has reached; its newest checkpoint is of step `settled`.
 
-        Raises DataError if it cannot be written.
-        Features are those of a copy, so that nothing of the training notices: modes, running statistics, random numbers.
+        Features are those of a copy of the network, so that nothing of the training notices: modes, running statistics, random
+        numbers. Raises DataError if the encoder or the line cannot be written.
         """
         assert self._asked is not None
         weights = whole_state(backbone)
