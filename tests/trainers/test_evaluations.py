@@ -117,7 +117,7 @@ def test_killed_anywhere_the_evaluations_end_the_same(tmp_path: Path, monkeypatc
         return wrapped
 
     for name in ("_save", "_link_best", "_delete_up_to"):
-        for at, before in ((1, True), (2, False), (3, False)):
+        for at, before in ((0, False), (1, True), (2, False), (4, True)):
             out = tmp_path / f"{name} {at} {before}"
             with monkeypatch.context() as patch:
                 patch.setattr(Evaluations, name, dies(getattr(Evaluations, name), at, before=before))
