@@ -269,7 +269,8 @@ def _run_stage(stage: "Stage", out: Path, inputs: dict[str, Path | None]) -> Non
     from pipeline.stage import run_stage
 
     out = out.expanduser().absolute()
-    absolute = {role: path.expanduser().absolute() for role, path in inputs.items() if path}
+    # Links are followed once: that to the best encoder may lead elsewhere before the stage is finished.
+    absolute = {role: path.expanduser().resolve() for role, path in inputs.items() if path}
     with locked(out), Runtime(Console()) as runtime:
         run_stage(stage, out, absolute, runtime)
 

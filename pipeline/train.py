@@ -96,7 +96,7 @@ class Train:
             if old != newest:
                 shutil.rmtree(old)
         paths = [f"{CHECKPOINTS}/{newest.name}/{file.name}" for file in sorted(newest.iterdir())]
-        paths += [str(file.relative_to(work.out)) for file in sorted((work.out / ENCODERS).glob("*/*"))]
+        paths += [str(file.relative_to(work.out)) for file in sorted((work.out / ENCODERS).glob("step-*/*"))]
         lines = {METRICS: steps}
         statistics: dict[str, Any] = {"steps": steps, "samples_seen": steps * self.config.global_batch_size}
         statistics["final_loss"] = losses[-1]

@@ -25,8 +25,8 @@ from curation.files import write_atomic
 from trainers.distributed import rank
 
 STATE = "state.json"
-# None stays for having been evaluated best: its schedules and the order of its samples are those of the middle of a training,
-# so one goes on from a checkpoint only to finish that very training, and from the best encoder by its weights (`evaluations`).
+# None stays for having been evaluated best. It would cost several times the encoder, which does stay (`evaluations`) and can
+# start any training; what a checkpoint has beyond that only serves to finish its own, or to go on from its end.
 _KEPT = 2
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
