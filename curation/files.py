@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from curation.errors import DataError
+
 _TEMPORARY = ".tmp-"
 
 
@@ -39,6 +41,18 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def explained(what: str, directory: Path) -> Iterator[None]:
+    """Turn an OSError of the block, as of a full disk, into a DataError that says what is missing and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{what} could not be written to {directory}: {error}. What was there before is whole. Make room there and run "
+            "the same command again."
+        ) from error
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -135,10 +135,13 @@ def embed(
     samples: Samples,
     out: Out,
     settings: Settings = None,
-    encoder: Annotated[Path | None, typer.Option(help="What `windrow train` wrote; else encoder.* settings.")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="What `windrow train` wrote, or `best` in it; else encoder.*.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Shards to embeddings. Settings: those of the section `embed`, for example encoder.type=timm encoder.model=resnet18."""
+    """Shards to embeddings. Settings: those of the section `embed`, for example encoder.type=timm encoder.model=resnet18.
+
+    encoder.weights=FILE.safetensors starts from weights of your own, encoder.pretrained=true from timm's.
+    """
     from launch.config import check, parse_overrides
     from pipeline.config import EmbedConfig
     from pipeline.embed import Embed
@@ -225,19 +228,22 @@ def train(
     previous: Annotated[Path | None, typer.Option(help="A finished training to start from.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """A selection to an encoder. Settings: those of the section `train`, for example method.type=swav epochs=20."""
+    """A selection to an encoder. Settings: those of the section `train`, for example method.type=swav epochs=20.
+
+    With evaluate_every=5 the encoder is measured every five epochs, and OUT/best is the best of them.
+    """
     from launch.config import check, parse_overrides
     from pipeline.train import Train
-    from trainers.config import TrainConfig
+    from trainers.config import EvaluateConfig, TrainConfig
 
     config = check(TrainConfig, parse_overrides(settings or []), of="train")
-    _run_stage(Train(config, seed), out, {"samples": samples, "selection": selection, "previous": previous})
+    _run_stage(Train(config, seed, EvaluateConfig()), out, {"samples": samples, "selection": selection, "previous": previous})
 
 
 @app.command()
 def evaluate(
     samples: Samples,
-    encoder: Annotated[Path, typer.Argument(metavar="ENCODER", help="What `windrow train` or `windrow embed` wrote.")],
+    encoder: Annotated[Path, typer.Argument(metavar="ENCODER", help="What `windrow train` or `embed` wrote, or `best` in it.")],
     out: Out,
     settings: Settings = None,
     selection: Annotated[Path | None, typer.Option(help="Measure how even the classes of this selection are.")] = None,
@@ -263,7 +269,8 @@ def _run_stage(stage: "Stage", out: Path, inputs: dict[str, Path | None]) -> Non
     from pipeline.stage import run_stage
 
     out = out.expanduser().absolute()
-    absolute = {role: path.expanduser().absolute() for role, path in inputs.items() if path}
+    # Links are followed once: that to the best encoder may lead elsewhere before the stage is finished.
+    absolute = {role: path.expanduser().resolve() for role, path in inputs.items() if path}
     with locked(out), Runtime(Console()) as runtime:
         run_stage(stage, out, absolute, runtime)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from curation.embedding_files import SUFFIXES
 from curation.errors import DataError
 from curation.files import write_atomic
+from trainers.encoders import DESCRIPTION, WEIGHTS
 
 SCHEMA_VERSION = 1
 MANIFEST, BEGUN = "manifest.json", "stage.json"
@@ -34,9 +35,13 @@ class Part(_Record):
     @classmethod
     def of(cls, directory: Path, path: str, num_rows: int) -> "Part":
         """Describe a file that has been written."""
-        with (directory / path).open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        return cls(path=path, num_rows=num_rows, num_bytes=(directory / path).stat().st_size, digest=digest)
+        num_bytes = (directory / path).stat().st_size
+        return cls(path=path, num_rows=num_rows, num_bytes=num_bytes, digest=_digest(directory / path))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 class Manifest(_Record):
@@ -85,12 +90,37 @@ def is_artifact(path: Path) -> bool:
 
 
 def identity(path: Path) -> str:
-    """The fingerprint of an artifact; for files of the user's own one of their names, sizes and times."""
+    """The fingerprint of an artifact; of an encoder outside of any its content; of other files names, sizes and times."""
+    if not is_artifact(path) and (path / DESCRIPTION).is_file():
+        return " ".join(content(path / name) for name in (DESCRIPTION, WEIGHTS))
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() and not is_artifact(path) else []
     found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix in SUFFIXES]
     if not found:
         return Manifest.read(path).fingerprint
     return hashlib.blake2b(json.dumps(found).encode(), digest_size=12).hexdigest()
+
+
+def by_content(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with a digest in place of the path that their encoder's weights lie at: a copy elsewhere is the same weights."""
+    encoder = settings["encoder"]
+    if not encoder.get("weights"):
+        return settings
+    return settings | {"encoder": encoder | {"weights": content(Path(encoder["weights"]))}}
+
+
+def content(path: Path) -> str:
+    """The digest of a file of the user's own. Raises DataError if it cannot be read."""
+    try:
+        state = path.stat()
+        return _remembered(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Correct the path, or restore the file.") from error
+
+
+@lru_cache(maxsize=16)
+def _remembered(path: Path, _size: int, _modified: int) -> str:
+    """Fingerprints are asked for many times, and weights are gigabytes."""
+    return _digest(path)
 
 
 def fingerprint(kind: str, settings: dict[str, Any], parents: dict[str, str]) -> str:

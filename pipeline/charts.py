@@ -190,14 +190,16 @@ def _even(plot: _Plot, value: float) -> None:
     plot.text(plot.width - plot.right, y - 5, "even", "end", "name")
 
 
-def lines(series: Sequence[Series], width: int, x_label: str, height: int = 250) -> Markup:
+def lines(
+    series: Sequence[Series], width: int, x_label: str, height: int = 250, show: Callable[[float], str] = short
+) -> Markup:
     """Curves over a numeric axis."""
     every_x = [x for one in series for x in one.x]
     every_y = [y for one in series for y in one.y]
     low, high = min(every_y), max(every_y)
     margin = (high - low or abs(high) or 1) * 0.06
     plot = _Plot(width, height, (min(every_x), max(every_x)), (low - margin, high + margin), left=46)
-    plot.y_axis(short)
+    plot.y_axis(show)
     for one in series:
         plot.line(one)
     plot.x_axis(x_label, [(t, short(t)) for t in ticks(*plot.x_range)])

@@ -13,7 +13,7 @@ from curation import rng
 from curation.embedding_files import EmbeddingFiles
 from curation.errors import DataError
 from curation.files import atomic_path
-from pipeline.artifacts import Manifest, Part, is_artifact, read_kind
+from pipeline.artifacts import Manifest, Part, by_content, is_artifact, read_kind
 from pipeline.config import EmbedConfig
 from pipeline.shard import INDEX, read_index
 from pipeline.sources import POOL
@@ -39,7 +39,7 @@ class Embed:
     kind = "embeddings"
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed} if self.has_encoder else {"seed": self.seed, **self.config.deciding()}
+        return {"seed": self.seed} if self.has_encoder else {"seed": self.seed, **by_content(self.config.deciding())}
 
     def make(self, work: Work) -> Made:
         samples = work.inputs["samples"]

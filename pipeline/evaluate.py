@@ -3,21 +3,24 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation import rng
 from curation.files import write_atomic
 from curation.quality import ami, ari, contingency, nmi, total_variation_from_uniform
 from pipeline.artifacts import Part, read_kind
-from pipeline.embed import sample_list
 from pipeline.select import PSEUDO_LABELS, SELECTION
 from pipeline.shard import read_index
 from pipeline.sources import HELD_OUT, POOL
 from pipeline.stage import Made, Work
 from trainers.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from trainers.evaluate import EvaluationSet
 
 EVALUATION = "evaluation.json"
 
@@ -53,44 +56,45 @@ def evaluate_encoder(
     from curation.distance import default_device
     from trainers.embed import embed
     from trainers.encoders import Encoder
-    from trainers.evaluate import knn_accuracy, label_free
     from trainers.probes import probe_accuracy
 
     device = default_device()
-    encoder = Encoder.load(encoder_directory)
-    features, labels = {}, {}
-    for split in (POOL, HELD_OUT):
-        every = sample_list(samples, split)
-        names = read_index(samples, split, ["label"])["label"].to_numpy(zero_copy_only=False)
-        rows = np.sort(rng.permute(rng.key(seed, split), np.arange(min(config.max_samples, len(every))), len(every)))
-        features[split] = np.empty((0, 1), dtype=np.float32)
-        if len(rows):
-            features[split] = embed(encoder, every, rows, batch_size=config.batch_size, device=device)
-        labels[split] = names[rows]
-    result: dict[str, Any] = {"dim": features[POOL].shape[1], **label_free(features[POOL], stream=seed)}
-
-    bank, bank_names = _labelled(features[POOL], labels[POOL])
-    queries, query_names = _labelled(features[HELD_OUT], labels[HELD_OUT])
-    if len(queries) == 0 and len(bank) > 1:
-        is_query = rng.uniform(rng.key(seed, "queries"), np.arange(len(bank)))[:, 0] < 0.2
-        is_query[0], is_query[1] = True, False
-        queries, query_names = bank[is_query], bank_names[is_query]
-        bank, bank_names = bank[~is_query], bank_names[~is_query]
-    if len(bank) and len(queries):
-        classes, numbers = np.unique(np.concatenate([bank_names, query_names]), return_inverse=True)
-        known, asked = numbers[: len(bank)], numbers[len(bank) :]
-        result |= {"classes": len(classes), "labelled": len(bank), "queries": len(queries)}
-        result |= knn_accuracy(bank, known, queries, asked, config, device=device)
-        result |= probe_accuracy(bank, known, queries, asked, stream=rng.key(seed, "probe"), device=device)
-    if selection is not None and len(bank):
+    asked = evaluation_set(config, seed, samples)
+    every = np.arange(len(asked.samples))
+    features = embed(Encoder.load(encoder_directory), asked.samples, every, batch_size=config.batch_size, device=device)
+    result: dict[str, Any] = {"dim": features.shape[1], **asked.scores(features, device)}
+    if asked.is_labelled:
+        result |= probe_accuracy(*asked.classified(features), stream=rng.key(seed, "probe"), device=device)
+    if selection is not None and len(asked.bank):
         result["class_balance"] = _class_balance(samples, selection)
         result["class_agreement"] = _class_agreement(samples, selection, rng.key(seed, "agreement"))
     write_atomic(out / EVALUATION, json.dumps(result, indent=1) + "\n")
 
 
-def _labelled(features: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    known = names != None  # noqa: E711 - elementwise
-    return features[known], names[known].astype(str)
+def evaluation_set(config: EvaluateConfig, seed: int, samples: Path) -> "EvaluationSet":
+    """At most `max_samples` of the pool and of the held-out split each, drawn by `seed`, with their classes.
+
+    The held-out samples are queries. Where none of them is labelled, a fifth of the labelled samples of the pool are.
+    """
+    from trainers.data import SampleList
+    from trainers.evaluate import EvaluationSet
+
+    chosen = []
+    for split in (POOL, HELD_OUT):
+        index = read_index(samples, split, ["row_id", "shard", "offset", "size", "label"])
+        rows = rng.permute(rng.key(seed, split), np.arange(min(config.max_samples, len(index))), len(index))
+        chosen.append(index.take(np.sort(rows)))
+    table = pa.concat_tables(chosen)
+    names = table["label"].to_numpy(zero_copy_only=False)
+    known = np.flatnonzero(names != None)  # noqa: E711 - elementwise
+    label = np.full(len(names), -1, dtype=np.int64)
+    label[known] = np.unique(names[known].astype(str), return_inverse=True)[1]
+    is_query = (label >= 0) & (np.arange(len(label)) >= len(chosen[0]))
+    if not is_query.any() and len(known) > 1:
+        is_query[known] = rng.uniform(rng.key(seed, "queries"), np.arange(len(known)))[:, 0] < 0.2
+        is_query[known[:2]] = True, False
+    listed = SampleList.of(table, samples)
+    return EvaluationSet(listed, len(chosen[0]), label, is_query, config, seed)
 
 
 def _class_balance(samples: Path, selection: Path) -> dict[str, Any]:

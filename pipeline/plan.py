@@ -27,8 +27,8 @@ from pipeline.select import Select
 from pipeline.shard import Shard
 from pipeline.sources import POOL, find_images, thin_to_long_tail
 from pipeline.stage import WORK, Step, stale
-from pipeline.train import Train
-from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, TrainConfig
+from pipeline.train import EVALUATED, Train
+from trainers.config import EncoderConfig, PixelsConfig, TrainConfig
 from trainers.train import METRICS
 
 _SECONDS_PER_STAGE = 2.0  # processes start, modules load
@@ -183,11 +183,17 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
         case Train():
             exposures = config.train.epochs * chosen
             crops = 2 + config.train.views.num_local
-            return Estimate(chosen, 4, 0, exposures * train_flops(config.train), round(exposures * (1 + crops / 4)))
+            flops, decodes = exposures * train_flops(config.train), round(exposures * (1 + crops / 4))
+            if config.train.evaluate_every:
+                times = config.train.epochs / config.train.evaluate_every + 1
+                most = min(config.evaluate.max_samples, EVALUATED)
+                measured = round(times * (min(pool, most) + min(held_out, most)))
+                flops, decodes = flops + measured * encoder_cost(config.train.encoder)[0], decodes + measured
+            return Estimate(chosen, 4, 0, flops, decodes)
         case Evaluate():
             rows = min(pool, config.evaluate.max_samples) + min(held_out, config.evaluate.max_samples)
-            measured = config.embed.encoder if "baseline" in step.name else config.train.encoder
-            return Estimate(rows, 1, 2000, rows * encoder_cost(measured)[0], rows)
+            used = config.embed.encoder if "baseline" in step.name else config.train.encoder
+            return Estimate(rows, 1, 2000, rows * encoder_cost(used)[0], rows)
         case _:
             return Estimate(pool + held_out, pool + held_out, source_bytes, 0)
 
@@ -206,15 +212,13 @@ def encoder_cost(config: EncoderConfig, size: int | None = None) -> tuple[float,
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from trainers.encoders import build_backbone
+    from trainers.encoders import build_backbone, untrained
 
     if isinstance(config, PixelsConfig):
         inputs = 3 * config.image_size**2
         return 2.0 * inputs * config.dim, min(config.dim, inputs)
-    if isinstance(config, TimmConfig):
-        config = config.model_copy(update={"pretrained": False})
     with torch.device("meta"):
-        backbone = build_backbone(config).eval()
+        backbone = build_backbone(untrained(config)).eval()
         with FlopCounterMode(display=False) as counter:
             features = backbone(torch.empty(1, 3, size or config.image_size, size or config.image_size))
     return float(counter.get_total_flops()), features.shape[1]

@@ -148,7 +148,10 @@ def headline(manifest: Manifest) -> str:
         "clusters": lambda: f"{s['rows']:,} rows → " + " → ".join(f"{level['clusters']:,}" for level in s["levels"]),
         "duplicates": lambda: f"{s['dropped']:,} of {s['rows']:,} rows say what others say, {s['pairs']:,} pairs",
         "selection": lambda: f"{s['selected']:,} of {s['pool']:,} samples",
-        "training": lambda: f"{s['steps']:,} steps, loss {s['final_loss']:.3f}",
+        "training": lambda: (
+            f"{s['steps']:,} steps, loss {s['final_loss']:.3f}"
+            + (f", best encoder after {s['best']['step']:,}" if "best" in s else "")
+        ),
         "evaluation": lambda: (
             (f"kNN {s['knn']:.1%}, linear {s['linear']:.1%}, " if "knn" in s else "") + f"RankMe {s['rankme']:.1f}"
         ),

@@ -17,11 +17,12 @@ import numpy as np
 from curation.files import write_atomic
 from curation.quality import churn, contingency, nmi
 from pipeline import charts
-from pipeline.charts import WIDTH, Flow, Series, Sheet
+from pipeline.charts import WIDTH, Flow, Series, Sheet, short
 from pipeline.cluster import read_hierarchy
 from pipeline.console import duration, size
 from pipeline.pictures import Pictures, clusters, embedding_map, label_name, near_duplicates, rejects
 from pipeline.record import Run, whole_lines
+from trainers.evaluations import EVALUATIONS
 from trainers.train import METRICS
 
 PAGE, TEMPLATE = "report.html", "report.html.j2"
@@ -45,7 +46,8 @@ def write(run_dir: Path) -> Path:
     context |= {"duplicates": [d for n in last for d in run.attempt(near_duplicates, run, n, pictures) or []]}
     context |= {"clusterings": run.attempt(clusterings, run) or []}
     context |= {"map": run.attempt(embedding_map, run, pictured, pictures)}
-    context |= {"losses": run.attempt(losses, run), "progress": progress(run), "stages": run.stage_table()}
+    context |= {"losses": run.attempt(losses, run), "evaluations": run.attempt(evaluations, run) or []}
+    context |= {"progress": progress(run), "stages": run.stage_table()}
     context |= {"sheet": sheet, "columns": charts.SHEET_COLUMNS}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"duration": duration, "bytes": size}
@@ -234,6 +236,22 @@ def _losses(path: Path) -> Iterator[tuple[float, float]]:
             record = json.loads(line)
             if np.isfinite(record["loss"]):
                 yield record["step"], record["loss"]
+
+
+def evaluations(run: Run) -> list[dict[str, Any]]:
+    """Scores of the encoders on their way by step, a line a round, also of a training that is not finished."""
+    result = []
+    for key, title, show in (("knn", "kNN while training", _percent), ("rankme", "RankMe while training", short)):
+        series: list[Series] = []
+        for number in run.rounds():
+            path = run.directory / f"round-{number}/train/{EVALUATIONS}"
+            points = [(row["step"], row[key]) for row in map(json.loads, whole_lines(path)) if key in row]
+            if len(points) > 1:
+                steps, scores = zip(*points, strict=True)
+                series.append(Series(f"round {number}", f"r{len(series) % 6}", steps, scores))
+        if series:
+            result.append({"title": title, "series": series, "chart": charts.lines(series, _THIRD, "step", show=show)})
+    return result
 
 
 def progress(run: Run) -> list[dict[str, Any]]:

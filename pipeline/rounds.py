@@ -15,6 +15,7 @@ from pipeline.runtime import Runtime
 from pipeline.select import Select
 from pipeline.shard import Shard
 from pipeline.stage import HOW_TO_REDO, Step, run_step, set_aside, stale
+from pipeline.tensorboard import require_package
 from pipeline.train import Train
 
 
@@ -56,7 +57,7 @@ def steps(config: RunConfig) -> list[Step]:
             inputs["duplicates"] = add(Step(f"{place}/dedup", Dedup(config.dedup), dict(inputs)))
         selection = add(Step(f"{place}/select", select, inputs))
         start = {"previous": previous} if previous and config.train.warm_start else {}
-        train = Train(config.train, stream("train", number))
+        train = Train(config.train, stream("train", number), config.evaluate)
         previous = add(Step(f"{place}/train", train, {"samples": samples, "selection": selection, **start}))
         evaluate = Evaluate(config.evaluate, stream("evaluate", number))
         scored = {"samples": samples, "encoder": previous, "selection": selection}
@@ -70,6 +71,8 @@ def run(config: RunConfig, runtime: Runtime, *, redo: bool = False, begin: Calla
     `begin` is called once nothing speaks against the run any more.
     """
     todo = steps(config)
+    if config.train.tensorboard:
+        require_package()
     _settle_stale(todo, config.run_dir, runtime, redo=redo)
     begin()
     for step in todo:

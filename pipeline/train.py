@@ -11,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from curation.errors import ConfigError, DataError, StoppedError
-from pipeline.artifacts import Part, read_kind
+from pipeline.artifacts import Part, by_content, read_kind
+from pipeline.evaluate import evaluation_set
 from pipeline.select import SELECTION, TRAINING
 from pipeline.stage import Made, Work
+from pipeline.tensorboard import TensorBoard
 from trainers import checkpoint
-from trainers.config import TrainConfig
+from trainers.config import EvaluateConfig, TrainConfig
 from trainers.encoders import DESCRIPTION, WEIGHTS
+from trainers.evaluate import EvaluationSet
+from trainers.evaluations import BEST, ENCODERS, EVALUATIONS
 from trainers.train import CHECKPOINTS, METRICS, TrainProgress
 
 _CPU_RANKS = 2
 _WORTH_SAYING = 0.1
+EVALUATED = 4096
+"""Samples that encoders are measured on while they train, of the pool and of the held-out split each, at the most."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -28,15 +34,17 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 class Train:
     """The encoder (safetensors), the last checkpoint, and the metrics of every step.
 
-    With an input named "previous" training starts from that artifact's checkpoint.
+    With an input named "previous" training starts from that artifact's checkpoint. Where `config` asks for evaluations on the
+    way, `evaluate` says how; they and the encoders saved at them are for people, later stages take the last encoder.
     """
 
     config: TrainConfig
     seed: int
+    evaluate: EvaluateConfig
     kind = "training"
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.deciding()}
+        return {"seed": self.seed, **by_content(self.config.deciding())}
 
     def make(self, work: Work) -> Made:
         samples, selection = work.inputs["samples"], work.inputs["selection"]
@@ -52,7 +60,12 @@ class Train:
         if previous and init_from is None:
             raise DataError(f"{previous} has no checkpoint left to start from. Train it again, or start without it.")
         stop_file = work.scratch / "stop"
-        args = (self.config, selection / TRAINING, samples, work.out, self.seed, init_from, stop_file)
+        evaluated_on = None
+        if self.config.evaluate_every:
+            few = self.evaluate.model_copy(update={"max_samples": min(self.evaluate.max_samples, EVALUATED)})
+            evaluated_on = work.runtime.call(evaluation_set, few, self.seed, samples, gpu=False)
+        args = (self.config, selection / TRAINING, samples, work.out, self.seed, init_from, stop_file, evaluated_on)
+        board = TensorBoard(work.out) if self.config.tensorboard else None
         last: TrainProgress | None = None
         told = ""
         with work.runtime.console.progress("train", 0, "steps") as meter, signals_make(stop_file):
@@ -64,6 +77,10 @@ class Train:
                 if last.health.advice and last.health.verdict != told:
                     work.runtime.console.say(f"  {last.health.verdict}: {last.health.advice}")
                 told = last.health.verdict
+                for line in last.evaluations:
+                    work.runtime.console.say(f"  step {line['step']:,} (epoch {line['epoch']:.4g}): {in_words(line)}")
+                if board:
+                    board.follow()
         if last is not None and not last.finished:
             raise StoppedError(f"Saved at step {last.step:,} of {last.total_steps:,}, as a signal asked.")
         losses = [json.loads(line)["loss"] for line in (work.out / METRICS).open()]
@@ -79,11 +96,17 @@ class Train:
             if old != newest:
                 shutil.rmtree(old)
         paths = [f"{CHECKPOINTS}/{newest.name}/{file.name}" for file in sorted(newest.iterdir())]
-        paths += [METRICS, WEIGHTS, DESCRIPTION]
-        return Made(
-            [Part.of(work.out, path, steps if path == METRICS else 0) for path in paths],
-            {"steps": steps, "samples_seen": steps * self.config.global_batch_size, "final_loss": losses[-1]},
-        )
+        paths += [str(file.relative_to(work.out)) for file in sorted((work.out / ENCODERS).glob("step-*/*"))]
+        lines = {METRICS: steps}
+        statistics: dict[str, Any] = {"steps": steps, "samples_seen": steps * self.config.global_batch_size}
+        statistics["final_loss"] = losses[-1]
+        if (work.out / BEST).exists():
+            evaluations = [json.loads(line) for line in (work.out / EVALUATIONS).open()]
+            best = (work.out / BEST).resolve().name
+            statistics["best"] = next(line for line in evaluations if f"step-{line['step']:08d}" == best)
+            lines[EVALUATIONS] = len(evaluations)
+        paths += [*lines, WEIGHTS, DESCRIPTION]
+        return Made([Part.of(work.out, path, lines.get(path, 0)) for path in paths], statistics)
 
     def num_ranks(self, work: Work) -> int:
         """As configured, else one for each GPU, else two."""
@@ -97,6 +120,12 @@ class Train:
                 "cluster gives. Change it, or set train.ranks; the result depends on the global batch size only."
             )
         return ranks
+
+
+def in_words(scores: dict[str, Any]) -> str:
+    """The scores of an encoder that tell most."""
+    knn = f"kNN {scores['knn']:.1%}, " if "knn" in scores else ""
+    return f"{knn}RankMe {scores['rankme']:.1f}"
 
 
 @contextmanager
@@ -119,7 +148,14 @@ def signals_make(stop_file: Path) -> Iterator[None]:
 
 
 def train_rank(
-    config: TrainConfig, training_list: Path, samples: Path, out: Path, seed: int, init_from: Path | None, stop_file: Path
+    config: TrainConfig,
+    training_list: Path,
+    samples: Path,
+    out: Path,
+    seed: int,
+    init_from: Path | None,
+    stop_file: Path,
+    evaluated_on: EvaluationSet | None,
 ) -> Iterator[TrainProgress]:
     """One rank of the training."""
     from curation.distance import default_device
@@ -134,4 +170,5 @@ def train_rank(
         device=default_device(),
         init_from=init_from,
         stop_file=stop_file,
+        evaluated_on=evaluated_on,
     )

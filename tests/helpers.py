@@ -35,6 +35,7 @@ TINY = {
     "train.warmup_epochs": 1,
     "train.checkpoint_every": 3,
     "train.log_every": 1,
+    "train.evaluate_every": 2,
     "evaluate.neighbours": [3],
 }
 """Overrides that make a run on `write_images` last seconds."""

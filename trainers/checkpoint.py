@@ -25,6 +25,8 @@ from curation.files import write_atomic
 from trainers.distributed import rank
 
 STATE = "state.json"
+# None stays for having been evaluated best. It would cost several times the encoder, which does stay (`evaluations`) and can
+# start any training; what a checkpoint has beyond that only serves to finish its own, or to go on from its end.
 _KEPT = 2
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -122,6 +124,12 @@ def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | No
 def newest(directory: Path) -> Path | None:
     """Where the newest checkpoint in `directory` is, or None."""
     return next(iter(_all(directory)[::-1]), None)
+
+
+def newest_step(directory: Path) -> int:
+    """How many steps the newest checkpoint in `directory` has seen; 0 without one. No kill leads back to before that."""
+    path = newest(directory)
+    return int(path.name.removeprefix("step-")) if path else 0
 
 
 def _tensors(method: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,14 +1,19 @@
 """What a user may set about encoders, training and evaluation."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from curation.config import Config
 from trainers.method_config import DinoConfig, MethodConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+
+Channel = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
+WeightsFile = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
 class PixelsConfig(Config):
@@ -56,6 +61,12 @@ class VitConfig(Config):
     timm's VisionTransformer."""
     mask_token: bool = False
     """Have a token to put in place of masked patches, for methods that predict those. Not part of the saved encoder."""
+    mean: tuple[Channel, Channel, Channel] = (0.5, 0.5, 0.5)
+    """Taken out of the channels of images in [0, 1], which are then divided by `std`."""
+    std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
+    weights: WeightsFile | None = None
+    """Start from this safetensors file with timm's names: DINO, DINOv2, DINOv3 or MAE as timm has them, or an encoder of our
+    own. Positions are interpolated to `image_size`. What fits is checked, but how many heads it has no file tells."""
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +86,11 @@ class VitConfig(Config):
             raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
+        if self.weights and not {"mean", "std"} <= self.model_fields_set:
+            raise ValueError(
+                "weights needs mean and std, those of the images it was trained on: [0.485, 0.456, 0.406] and "
+                "[0.229, 0.224, 0.225] for DINO, DINOv2, DINOv3 and MAE, all 0.5 for an encoder of windrow's own"
+            )
         if self.positions == "rope" and self.dim // self.heads % 4:
             raise ValueError(f"with positions=rope, dim {self.dim} must be a multiple of 4 * heads {self.heads}")
         return self
@@ -88,6 +104,9 @@ class TimmConfig(Config):
     """A name from `timm.list_models()`."""
     pretrained: bool = False
     """Start from timm's published weights, which are downloaded."""
+    weights: WeightsFile | None = None
+    """Start from this safetensors file, a model of that name without regard to its classifier, instead. What is taken out of
+    images is what timm says of `model`, with its tag if it has one, such as vit_base_patch16_224.mae."""
     image_size: int = Field(default=224, ge=8)
     small_stem: bool = False
     """Let a ResNet begin with a 3 x 3 convolution of stride 1 and no pooling, as for images of 32 pixels (Chen et al. 2020,
@@ -97,6 +116,12 @@ class TimmConfig(Config):
     def _stem_is_trained(self) -> "TimmConfig":
         if self.small_stem and self.pretrained:
             raise ValueError("small_stem has no published weights: leave out pretrained, or small_stem")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> "TimmConfig":
+        if self.pretrained and self.weights:
+            raise ValueError("weights and pretrained are two ways to start: give one of them")
         return self
 
 
@@ -168,7 +193,9 @@ OptimizerConfig = Annotated[AdamWConfig | SgdConfig | LarsConfig, Field(discrimi
 class TrainConfig(Config):
     """Self-supervised pretraining on the selected samples."""
 
-    operational = frozenset({"ranks", "checkpoint_every", "log_every", "threads"})
+    operational = frozenset(
+        {"ranks", "checkpoint_every", "log_every", "threads", "evaluate_every", "keep_encoders", "tensorboard"}
+    )
 
     method: MethodConfig = DinoConfig()
     encoder: TrainableConfig = VitConfig()
@@ -216,6 +243,14 @@ class TrainConfig(Config):
     """Steps between checkpoints: what a kill can cost."""
     log_every: int = Field(default=10, ge=1)
     """Steps between progress lines."""
+    evaluate_every: float | None = Field(default=None, gt=0)
+    """Epochs between evaluations of the frozen encoder while it trains: weighted kNN where the source has labels, RankMe and
+    spread always; before the first step and after the last one too. Left out: never. What is trained is bit-equal with and
+    without."""
+    keep_encoders: int = Field(default=2, ge=1)
+    """Every evaluation saves its encoder. So many newest ones stay, and the best, which `best` points to."""
+    tensorboard: bool = False
+    """Write what is logged and evaluated as TensorBoard event files, too, into `tensorboard` beside the metrics."""
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from curation.errors import ConfigError, DataError
 from curation.files import write_atomic
-from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, VitConfig
+from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, TrainableConfig, VitConfig
+from trainers.foreign import load_weights
 from trainers.vit import VisionTransformer
 
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
@@ -76,8 +77,7 @@ class Encoder(nn.Module):
                 dim, inputs = state["components"].shape
                 backbone: nn.Module = PixelComponents(inputs, dim)
             else:
-                if isinstance(config, TimmConfig):  # the weights are here: nothing to download
-                    config = config.model_copy(update={"pretrained": False})
+                config = untrained(config)
                 backbone = build_backbone(config)
             backbone.load_state_dict(state)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -91,10 +91,10 @@ class Encoder(nn.Module):
 def export(config: PixelsConfig | VitConfig | TimmConfig, weights: dict[str, Tensor], directory: Path) -> None:
     """Write the `weights` of a backbone as `encoder.safetensors`, with the names timm gives them, and what it is beside it.
 
-    A mask token stays behind: timm's models have none.
+    A mask token stays behind: timm's models have none. So does where it started from.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    description = config.model_dump(mode="json")
+    description = (config if isinstance(config, PixelsConfig) else untrained(config)).model_dump(mode="json")
     if isinstance(config, VitConfig):
         state.pop("mask_token", None)
         description["mask_token"] = False
@@ -111,7 +111,9 @@ class InputRange:
 
     @classmethod
     def of(cls, backbone: nn.Module) -> "InputRange":
-        """What timm says of its models, trained or not; [-1, 1] for our own."""
+        """What timm says of its models, trained or not, and the configuration of our own; [-1, 1] of anything else."""
+        if isinstance(backbone, VisionTransformer):
+            return cls(backbone.config.mean, backbone.config.std)
         said = getattr(backbone, "pretrained_cfg", None)
         return cls(tuple(said["mean"]), tuple(said["std"])) if said else cls()
 
@@ -123,10 +125,23 @@ class InputRange:
         return (scaled - mean) / std
 
 
-def build_backbone(config: VitConfig | TimmConfig) -> nn.Module:
-    """A network from images (B, 3, S, S) of any crop size to features (B, D), with `num_features` = D."""
-    if isinstance(config, VitConfig):
-        return VisionTransformer(config)
+def untrained(config: TrainableConfig) -> TrainableConfig:
+    """The same network, whose weights come from elsewhere: nothing is read or downloaded to build it."""
+    return config.model_copy(update={"weights": None} | ({"pretrained": False} if isinstance(config, TimmConfig) else {}))
+
+
+def build_backbone(config: TrainableConfig) -> nn.Module:
+    """A network from images (B, 3, S, S) of any crop size to features (B, D), with `num_features` = D.
+
+    Its weights are those it is to start from, else random by torch's default generator. Raises DataError if they do not fit.
+    """
+    backbone = VisionTransformer(config) if isinstance(config, VitConfig) else _timms(config)
+    if config.weights:
+        load_weights(backbone, config.weights)
+    return backbone
+
+
+def _timms(config: TimmConfig) -> nn.Module:
     import timm
 
     if not timm.is_model(config.model):

@@ -1,5 +1,8 @@
 """What frozen features are worth: with labels a weighted kNN, without them their rank and spread. Probes are in `probes`."""
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,9 +11,53 @@ from torch import Tensor
 from curation import rng
 from curation.quality import rankme, uniformity
 from trainers.config import EvaluateConfig
+from trainers.data import SampleList
 
 _BYTES = 2**30
 """What a kNN may hold on its device, queries and bank included."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Samples to measure encoders on, and the only place in this package where labels are: M of them, the pool's first."""
+
+    samples: SampleList
+    num_pool: int
+    """The first so many are the pool's: measures without labels look at these."""
+    label: np.ndarray
+    """(M,) int64: number of the class, -1 where the source says none."""
+    is_query: np.ndarray
+    """(M,) bool: labelled samples that the other labelled ones classify."""
+    config: EvaluateConfig
+    seed: int
+
+    @cached_property
+    def bank(self) -> np.ndarray:
+        """(N,) int64: the samples that vote."""
+        return np.flatnonzero((self.label >= 0) & ~self.is_query)
+
+    @cached_property
+    def queries(self) -> np.ndarray:
+        """(Q,) int64: the samples that are voted on."""
+        return np.flatnonzero(self.is_query)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is anything to classify, and by what."""
+        return len(self.bank) > 0 and len(self.queries) > 0
+
+    def scores(self, features: np.ndarray, device: torch.device | None = None) -> dict[str, float]:
+        """Of features (M, D) float32: those of `label_free`, and where there are labels the weighted kNN."""
+        result = label_free(features[: self.num_pool], stream=self.seed)
+        if self.is_labelled:
+            classes = len(np.unique(self.label[self.label >= 0]))
+            result |= {"classes": classes, "labelled": len(self.bank), "queries": len(self.queries)}
+            result |= knn_accuracy(*self.classified(features), self.config, device=device)
+        return result
+
+    def classified(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Bank (N, D) and its labels, queries (Q, D) and theirs: what kNN and probes take, out of features (M, D)."""
+        return features[self.bank], self.label[self.bank], features[self.queries], self.label[self.queries]
 
 
 def label_free(features: np.ndarray, *, stream: int) -> dict[str, float]:

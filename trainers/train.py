@@ -17,7 +17,7 @@ from torch import Tensor
 
 from curation import rng
 from curation.errors import DataError
-from curation.files import write_atomic
+from curation.files import explained, write_atomic
 from trainers import checkpoint, views
 from trainers.accumulation import backward
 from trainers.checkpoint import Checkpoints
@@ -35,8 +35,9 @@ from trainers.distributed import (
     whole_state,
     world_size,
 )
-from trainers.encoders import InputRange, build_backbone, export
-from trainers.evaluate import label_free
+from trainers.encoders import InputRange, build_backbone, export, untrained
+from trainers.evaluate import EvaluationSet, label_free
+from trainers.evaluations import Evaluations
 from trainers.method import Clock, Views
 from trainers.method_config import ClassifyConfig
 from trainers.methods import build_method
@@ -60,6 +61,8 @@ class TrainProgress:
     health: Health
     waiting: float
     """The share of the time since the last report that went into waiting for samples."""
+    evaluations: tuple[dict[str, Any], ...] = ()
+    """Lines of `evaluations.jsonl` since the last report."""
 
     @property
     def finished(self) -> bool:
@@ -79,6 +82,7 @@ def train(
     device: torch.device | None = None,
     init_from: Path | None = None,
     stop_file: Path | None = None,
+    evaluated_on: EvaluationSet | None = None,
 ) -> Iterator[TrainProgress]:
     """Train on this rank of the current process group; iterate to the end to get there.
 
@@ -87,12 +91,14 @@ def train(
     global batch size only. A step whose loss or gradient is not finite changes nothing; after several in a row training goes
     back to its last checkpoint and passes over the samples that led there. Raises DataError if that does not help.
 
+    With `train.evaluate_every` the encoder is measured on `evaluated_on` at that pace (`trainers.evaluations`).
+
     Once rank 0 finds `stop_file`, all ranks save at the end of the next step and return; `finished` of the last progress tells.
     """
     device = device or torch.device("cpu")
     begin_at = 0
     for rollback in range(_MOST_ROLLBACKS + 1):
-        training = _Training(config, samples, out, seed, device, init_from, begin_at, stop_file)
+        training = _Training(config, samples, out, seed, device, init_from, begin_at, stop_file, evaluated_on)
         try:
             yield from training.steps()
             return
@@ -117,6 +123,7 @@ class _Training:
         init_from: Path | None,
         begin_at: int,
         stop_file: Path | None,
+        evaluated_on: EvaluationSet | None,
     ) -> None:
         """`begin_at` is the step of the sample stream before which nothing may be shown (again)."""
         self.config, self.out, self.seed, self.device = config, out, seed, device
@@ -136,9 +143,11 @@ class _Training:
         _check_labels(config, samples)
         self.steps_per_epoch = self.loader.epoch_size / config.global_batch_size
         self.total_steps = max(1, math.ceil(config.epochs * self.steps_per_epoch))
+        newest = checkpoint.newest(out / CHECKPOINTS)
+        start = config.encoder if newest is None and init_from is None else untrained(config.encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key(seed, "weights") >> 1)
-            self.method = build_method(config.method, lambda: build_backbone(config.encoder))
+            self.method = build_method(config.method, lambda: build_backbone(start))
         self.method.begin(len(samples), rng.key(seed, "method"))
         synchronise_batch_norm(self.method)
         self.method.to(device)
@@ -148,7 +157,7 @@ class _Training:
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.precision = partial[AbstractContextManager[object]](torch.autocast, device.type, torch.bfloat16, enabled=bf16)
         self.step = self.passed_over = 0
-        if newest := checkpoint.newest(out / CHECKPOINTS):
+        if newest is not None:
             facts = checkpoint.restore(newest, self.method, self.optimizer)
             self.step = facts["step"]
             self.passed_over = max(facts["passed_over"], begin_at - self.step)
@@ -156,6 +165,15 @@ class _Training:
             self._start_from(init_from)
         self.stop = StopFlag(stop_file)
         self.log = _MetricLog(out / METRICS, keep_until=self.step)
+        self.evaluations = Evaluations(
+            out,
+            config,
+            evaluated_on,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+            begin_at=self.step,
+            device=device,
+        )
 
     def steps(self) -> Iterator[TrainProgress]:
         """Train to the end."""
@@ -163,6 +181,7 @@ class _Training:
         checkpoints = Checkpoints(self.out / CHECKPOINTS)
         method.train()
         if self.step == 0:
+            self._evaluate()
             epoch = math.ceil(self.steps_per_epoch)
             method.before_first_step(lambda: map(self._views, self.loader.batches(0, epoch)))
         try:
@@ -172,9 +191,11 @@ class _Training:
             raise
         checkpoints.finish()
         if self.step == self.total_steps:
+            self.evaluations.finish()
             weights = whole_state(method.encoder)
             if rank() == 0:
-                export(config.encoder, weights, self.out)
+                with explained("The encoder", self.out):
+                    export(config.encoder, weights, self.out)
 
     def _steps(self, checkpoints: Checkpoints) -> Iterator[TrainProgress]:
         config, method = self.config, self.method
@@ -218,6 +239,8 @@ class _Training:
                 },
                 {"step": self.step, "learning_rate": rate, "gradient_norm": norm},
             )
+            paused = self._evaluate()
+            began, reported = began + paused, reported + paused
 
             stops = self.stop.agreed()
             saves = stops or self.step % config.checkpoint_every == 0 or self.step == self.total_steps
@@ -230,9 +253,17 @@ class _Training:
                 pace = (self.step - began_at) * config.global_batch_size / (now - began)
                 waiting = (self.loader.waited - waited) / (now - reported)
                 reported, waited = now, self.loader.waited
-                yield TrainProgress(self.step, self.total_steps, loss, pace, health, waiting)
+                news = tuple(self.evaluations.news())
+                yield TrainProgress(self.step, self.total_steps, loss, pace, health, waiting, news)
             if stops:
                 return
+
+    def _evaluate(self) -> float:
+        """Measure the encoder if it is time to; returns the seconds that took. Before the checkpoint of the same step."""
+        began = time.perf_counter()
+        if self.evaluations.due(self.step):
+            self.evaluations.measure(self.step, self.method.encoder, checkpoint.newest_step(self.out / CHECKPOINTS))
+        return time.perf_counter() - began
 
     def _rate(self, clock: Clock) -> float:
         config = self.config
@@ -347,7 +378,7 @@ class _MetricLog:
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Append the rows to the file; what is not finite becomes null."""
         if rank() == 0:
-            with self._path.open("a") as file:
+            with explained("The metrics", self._path.parent), self._path.open("a") as file:
                 for row in rows:
                     file.write(json.dumps({name: _or_none(value) for name, value in row.items()}) + "\n")
                 file.flush()

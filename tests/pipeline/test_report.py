@@ -212,6 +212,13 @@ def test_training_under_way_shows_its_loss(unlabelled: Path, tmp_path: Path) -> 
     lines = [json.dumps({"step": step, "loss": 5 / step}) for step in range(1, 9)]
     (run_dir / "round-0/train/metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 9, "lo')
     assert "Training loss" in words(report.write(run_dir))
+    assert "while training" not in words(report.write(run_dir))
+    for name, score in (("kNN", {"knn": 0.5}), ("RankMe", {"rankme": 7.0})):
+        lines = [json.dumps({"step": step, "rankme": 1.0, **score}) for step in (0, 4, 8)]
+        (run_dir / "round-0/train/evaluations.jsonl").write_text("\n".join(lines) + "\n")
+        text = report.write(run_dir).read_text()
+        assert f"{name} while training" in text
+        assert ">50%<" in text or name != "kNN"
 
 
 def test_a_run_with_nothing_but_its_settings(tmp_path: Path) -> None:

@@ -178,6 +178,29 @@ def test_stage_verbs_make_what_a_run_makes(tiny_run: FinishedRun, tiny_images: P
     assert "knn:" in scored.stdout
 
 
+def test_encoders_are_used_wherever_they_lie(tiny_run: FinishedRun, tmp_path: Path) -> None:
+    samples, train = tiny_run.directory / "samples", tiny_run.directory / "round-0" / "train"
+    lines = [json.loads(line) for line in (train / "evaluations.jsonl").open()]
+    assert [line["step"] for line in lines] == [0, 5, 9, 14]
+    best = Manifest.read(train).statistics["best"]
+    assert best in lines
+    scored = windrow("evaluate", str(samples), str(train / "best"), f"{tmp_path}/scores", "neighbours=[3]")
+    assert scored.returncode == 0, scored.stderr
+    scores = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    assert scores["knn_3"] == best["knn_3"]
+
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes((train / "encoder.safetensors").read_bytes())
+    encoder = {"type": "vit", "image_size": 16, "patch_size": 8, "dim": 16, "depth": 1, "heads": 2, "pool": "mean"}
+    start = {"weights": copy, "mean": [0.5] * 3, "std": [0.5] * 3}
+    embedded = windrow(
+        "embed", str(samples), f"{tmp_path}/embed", *words({f"encoder.{k}": v for k, v in (encoder | start).items()})
+    )
+    assert embedded.returncode == 0, embedded.stderr
+    for path in (tiny_run.directory / "round-1" / "embed").glob("*.arrow"):
+        assert (tmp_path / "embed" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_stages_refuse_what_is_not_theirs(tiny_run: FinishedRun, tmp_path: Path) -> None:
     wrong = windrow("cluster", str(tiny_run.directory / "samples"), f"{tmp_path}/x")
     assert wrong.returncode == 2
