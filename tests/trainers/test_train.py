@@ -13,11 +13,11 @@ from curation.errors import DataError
 from tests.helpers import on_ranks
 from tests.trainers.test_data import shards
 from trainers import checkpoint
-from trainers import train as training
 from trainers.config import TimmConfig, TrainConfig, ViewsConfig, VitConfig
-from trainers.data import Batch, Loader, SampleList
+from trainers.data import Loader, SampleList
 from trainers.encoders import Encoder
-from trainers.method import Views
+from trainers.engine import Engine, Stepped
+from trainers.method import Clock, Views
 from trainers.method_config import DinoConfig, SwavConfig
 from trainers.train import CHECKPOINTS, METRICS, train
 
@@ -170,17 +170,16 @@ def test_stopped_from_outside_all_ranks_save_and_continue_to_the_same_bits(tmp_p
 def test_bad_steps_change_nothing_and_a_run_of_them_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = shards(tmp_path, num=24)
     seen: list[list[int]] = []
-    views = training._Training._views
+    stepped = Engine.step
 
-    def poisoned(self: training._Training, batch: Batch) -> Views:
-        found = views(self, batch)
-        step = int(batch.position[0]) // 8
-        seen.append([self.step, step])
+    def poisoned(self: Engine, views: Views, clock: Clock) -> Stepped:
+        step = int(views.position[0]) // 8
+        seen.append([clock.step, step])
         if step in (2, 9, 10, 11):  # one by itself, and three that follow the checkpoint of step 8
-            found.crops[0][0, 0] = torch.nan
-        return found
+            views.crops[0][0, 0] = torch.nan
+        return stepped(self, views, clock)
 
-    monkeypatch.setattr(training._Training, "_views", poisoned)
+    monkeypatch.setattr(Engine, "step", poisoned)
     config = CONFIG.model_copy(update={"checkpoint_every": 1, "log_every": 1})
     go(config.model_copy(update={"checkpoint_every": 2}), samples, tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / METRICS).read_text().splitlines()]
