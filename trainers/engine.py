@@ -1,6 +1,6 @@
 """What makes the steps of a training: a method, its optimizer, its schedules and its precision, on this rank."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,10 +10,11 @@ from torch import Tensor
 from curation import rng
 from trainers import memory, views
 from trainers.accumulation import backward
-from trainers.config import TrainConfig
+from trainers.compilation import compile_backbones
+from trainers.config import TrainConfig, VitConfig
 from trainers.data import Batch
 from trainers.distributed import average, clip_gradients, parallelise, rank, sum_over_ranks, synchronise_batch_norm, world_size
-from trainers.encoders import InputRange, build_backbone
+from trainers.encoders import InputRange, build_backbone, recompute_activations
 from trainers.method import Clock, Method, Views
 from trainers.methods import build_method
 from trainers.optimizers import build_optimizer, set_rates, skip_if
@@ -40,21 +41,26 @@ class Engine:
     def __init__(self, config: TrainConfig, num_samples: int, *, seed: int, device: torch.device) -> None:
         """For a training list of `num_samples`. All ranks make one together, alike but for the device."""
         self.config, self.seed, self.device = config, seed, device
-        self.method = self._build()
-        self.method.begin(num_samples, rng.key(seed, "method"))
-        synchronise_batch_norm(self.method)
-        self.method.to(device)
-        parallelise(self.method, config.parallel, device)
-        self.optimizer = build_optimizer(self.method, config)
-        self.inputs = InputRange.of(self.method.encoder)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.precision = partial[AbstractContextManager[object]](torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+        self.method = self._build()
+        synchronise_batch_norm(self.method)
+        if config.checkpoint_activations:
+            recompute_activations(self.method.student.backbone)
+        parallelise(self.method, config.parallel, device, bf16=bf16 and isinstance(config.encoder, VitConfig))
+        self.method.begin(num_samples, rng.key(seed, "method"))
+        if config.compile or (config.compile is None and device.type == "cuda"):
+            compile_backbones(self.method, config)
+        self.optimizer = build_optimizer(self.method, config)
+        self.inputs = InputRange.of(self.method.encoder)
         groups = self.optimizer.param_groups
         self._trained = [parameter for group in groups for parameter in group["params"]]
         self._prototypes = [parameter for group in groups if group["prototypes"] for parameter in group["params"]]
 
     def _build(self) -> Method:
-        with torch.random.fork_rng(devices=[]):
+        """With random weights on rank 0. The other ranks get theirs from it, and make none if it is our own encoder's."""
+        elsewhere = rank() > 0 and isinstance(self.config.encoder, VitConfig)  # timm's models may count on real tensors
+        with torch.random.fork_rng(devices=[]), torch.device("meta") if elsewhere else nullcontext():
             torch.manual_seed(rng.key(self.seed, "weights") >> 1)
             return build_method(self.config.method, lambda: build_backbone(self.config.encoder))
 
