@@ -266,8 +266,12 @@ class Loader:
         """Indices into the sample list of stream `positions` (B,)."""
         return self._order.at(positions)
 
-    def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """The batches of steps `first_step` to `first_step + num_steps`, decoded ahead in threads."""
+    def batches(self, first_step: int, num_steps: int, sizes: tuple[int, int] | None = None) -> Iterator[Batch]:
+        """The batches of steps `first_step` to `first_step + num_steps`, decoded ahead in threads.
+
+        `sizes` of the global and the local crops take the place of those of the configuration.
+        """
+        sizes = sizes or (self._config.global_size, self._config.local_size)
         end = first_step + num_steps
         # Torch, too, may use one thread in each of these: to share out operations as small as theirs costs more than it gains.
         with ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -275,17 +279,17 @@ class Loader:
             try:
                 for step in range(first_step, end + _AHEAD):
                     if step < end:
-                        ahead.append(self._begin(step, pool))
+                        ahead.append(self._begin(step, pool, sizes))
                     if step >= first_step + _AHEAD:
                         yield self._finish(ahead.popleft())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, step: int, pool: ThreadPoolExecutor) -> _Begun:
+    def _begin(self, step: int, pool: ThreadPoolExecutor, sizes: tuple[int, int]) -> _Begun:
         positions = self._positions(step)
         indices = self._indices(step)
         draws = views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
-        crops = self._empty(len(positions))
+        crops = self._empty(len(positions), sizes)
         places = np.array_split(np.arange(len(positions)), min(len(positions), 4 * self._threads))
         work = [pool.submit(self._cut, positions, indices, some, crops, draws) for some in places]
         return _Begun(positions, indices, crops, draws, work)
@@ -333,13 +337,10 @@ class Loader:
             self._planned = block, self.order(np.concatenate([self._positions(s) for s in steps]))
         return self._planned[1][within * size : (within + 1) * size].copy()
 
-    def _empty(self, num: int) -> tuple[Tensor, Tensor]:
+    def _empty(self, num: int, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Room for the global and the local crops of `num` samples, from where a GPU can fetch them if there is one."""
-        config = self._config
-        shapes = [
-            (config.num_global, num, 3, config.global_size, config.global_size),
-            (config.num_local, num, 3, config.local_size, config.local_size),
-        ]
+        views = (self._config.num_global, self._config.num_local)
+        shapes = [(count, num, 3, size, size) for count, size in zip(views, sizes, strict=True)]
         if torch.cuda.is_available():
             room = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
         else:

@@ -19,7 +19,7 @@ from trainers import checkpoint
 from trainers.checkpoint import Checkpoints
 from trainers.collapse import FeatureSpread, Health, TeacherUse, judge
 from trainers.config import TrainConfig
-from trainers.data import Loader, SampleList
+from trainers.data import Batch, Loader, SampleList
 from trainers.distributed import StopFlag, rank, sum_over_ranks, whole_state, world_size
 from trainers.encoders import export
 from trainers.engine import Engine
@@ -152,7 +152,7 @@ class _Training:
         bad_in_a_row = torch.zeros((), device=self.device)
         began, began_at = time.perf_counter(), self.step
         reported, waited = began, 0.0
-        for batch in self.loader.batches(self.step + self.passed_over, self.total_steps - self.step):
+        for batch in self._batches():
             clock = Clock(self.step, self.total_steps, self.steps_per_epoch)
             if self.step and int(clock.epoch) > int((self.step - 1) / self.steps_per_epoch):
                 engine.method.before_epoch(int(clock.epoch))
@@ -183,6 +183,15 @@ class _Training:
                 yield TrainProgress(self.step, self.total_steps, loss, pace, health, waiting)
             if stops:
                 return
+
+    def _batches(self) -> Iterator[Batch]:
+        """Of the steps to come, in the resolution of each."""
+        stages = [(round(begins * self.total_steps), views) for begins, views in self.config.views_from()]
+        ends = [*(begin for begin, _ in stages[1:]), self.total_steps]
+        for (_, views), end in zip(stages, ends, strict=True):
+            if self.step < end:
+                sizes = (views.global_size, views.local_size)
+                yield from self.loader.batches(self.step + self.passed_over, end - self.step, sizes)
 
     def _told(self, clock: Clock) -> tuple[float, Health]:
         """The last loss, and how the training does, once the log is written. Raises _DivergedError after many bad steps."""
