@@ -1,8 +1,9 @@
 """Steps of a training beside its peers: forward, backward, optimizer and teacher, on crops that are on the device already.
 
 `images_per_s` counts samples, not crops, once everything is compiled. `mfu` is the share of the machine's measured bf16 matrix
-rate that the step's model FLOPs make (see `model_flops`). `peak_bytes` is the most memory used. Peers have the same encoder,
-crops, prototypes and batch; on a GPU all run in bf16 but the official code of DINO, which runs in fp16 as it does.
+rate that the step's model FLOPs make (see `model_flops`). `peak_bytes` is the most memory that building and the first steps
+use. Peers have the same encoder, crops, prototypes and batch; on a GPU all run in bf16 but the official code of DINO, which
+runs in fp16 as it does.
 
 `windrow-jpeg` is `windrow` fed from JPEGs in shards, decoded, cut, coloured and all, and needs `--images`; `waited` is the
 share of its time in which it had no batch. `official-dino` needs `--official-dino`, a checkout of facebookresearch/dino.
@@ -49,17 +50,15 @@ _MULTI_CROP = ViewsConfig(num_local=8)
 CASES = {
     "dino-vit-cpu": Case(
         DinoConfig(prototypes=1024, hidden_dim=128, bottleneck_dim=64),
-        VitConfig(image_size=64, patch_size=16, dim=96, depth=3, heads=3),
+        VitConfig(image_size=64, patch_size=16, dim=96, depth=2, heads=3),
         ViewsConfig(num_local=4, global_size=64, local_size=32),
         batch=16,
-        warm_up=3,
-        steps=20,
+        warm_up=2,
+        steps=10,
     ),
     "dino-vit_small": Case(DinoConfig(), VitConfig(size="small"), _MULTI_CROP, batch=128),
     "dino-vit_base": Case(DinoConfig(), VitConfig(size="base"), _MULTI_CROP, batch=96),
-    "dinov2-vit_large": Case(
-        Dinov2Config(), VitConfig(size="large", layer_scale=1e-5, drop_path=0.3, mask_token=True), _MULTI_CROP, batch=64
-    ),
+    "dinov2-vit_large": Case(Dinov2Config(), VitConfig(size="large", layer_scale=1e-5, mask_token=True), _MULTI_CROP, batch=64),
     "simclr-resnet18-cifar": Case(
         SimclrConfig(),
         TimmConfig(model="resnet18", image_size=32),
@@ -131,25 +130,26 @@ def measure(name: str, engine: str, seed: int, args: argparse.Namespace) -> harn
     case, device = CASES[name], torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.preset == "gpu" and device.type == "cpu":
         raise harness.Skipped("needs a GPU")
-    rate = harness.matmul_rate(torch.bfloat16)
-    waiting: Callable[[], float] | None = None
+    waited: Callable[[], float] | None = None
     with harness.PeakMemory() as memory:
         if engine == "windrow-jpeg":
-            step, waiting = from_jpegs(case, device, seed, args)
+            step, waited = from_jpegs(case, device, seed, args)
         elif engine == "windrow":
             step = windrow(case, device, seed)
         else:
             step = train_peers.PEERS[name.split("-")[0], engine](case, synthetic(case, device, seed), args)
         for _ in range(case.warm_up):
             step()
-        waited = waiting() if waiting else 0.0
-        began = harness.now()
-        for _ in range(case.steps):
-            step()
-        seconds = harness.now() - began
+        harness.now()
+    before = waited() if waited else 0.0
+    began = harness.now()
+    for _ in range(case.steps):
+        step()
+    seconds = harness.now() - began
     pace = case.steps * case.batch / seconds
-    row = {"images_per_s": pace, "mfu": pace * model_flops(case) / rate, "peak_bytes": memory.num_bytes}
-    return row | ({"waited": (waiting() - waited) / seconds} if waiting else {})
+    mfu = pace * model_flops(case) / harness.matmul_rate(torch.bfloat16)
+    row = {"images_per_s": pace, "mfu": mfu, "peak_bytes": memory.num_bytes}
+    return row | ({"waited": (waited() - before) / seconds} if waited else {})
 
 
 def from_jpegs(

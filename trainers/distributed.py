@@ -35,15 +35,17 @@ def parallelise(method: nn.Module, mode: str, device: torch.device, *, bf16: boo
     """Move a method to `device` and spread its `student` and `teacher` over the ranks: "ddp", "fsdp" or "hsdp".
 
     One mechanism for all three: whole networks are split over groups of one rank. Each block of a backbone is a unit of its
-    own, so that communication hides behind computation. Parameters of the networks become DTensors, which start as what they
-    are on rank 0; other ranks may have them on the meta device. The GPU never holds more than one of them whole. Gradients
-    come out averaged over ranks, in fp32; with `bf16`, which blocks must know how to take, their weights travel in it.
+    own, so that communication hides behind computation. Parameters of the networks become DTensors. They start as what they
+    are on rank 0, which sends them one by one: beside its share a GPU never holds more than one. On other ranks the method
+    may be on the meta device. Gradients come out averaged over ranks, in fp32; with `bf16`, which blocks must know how to
+    take, their weights travel in it.
     """
     if world_size() == 1:
         method.to(device)
         return
     state = [*method.named_parameters(), *method.named_buffers()]
     whole = {name: tensor.detach() for name, tensor in state} if rank() == 0 else {}
+    method.to("meta")
     per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     split = {"ddp": 1, "fsdp": world_size(), "hsdp": per_machine}[mode]
     mesh = init_device_mesh(device.type, (world_size() // split, split), mesh_dim_names=("replicate", "shard"))
