@@ -1,6 +1,7 @@
 """The few collectives training needs, with or without a process group."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,14 @@ class StopFlag:
         return bool(before[0])
 
 
-def average(method: nn.Module) -> None:
-    """Average over ranks the gradients of parameters that are whole on each of them: those that `parallelise` left alone."""
-    whole = [p.grad for p in method.parameters() if p.grad is not None and not isinstance(p, DTensor)]
-    if world_size() > 1 and whole:
-        for gradient in whole:
-            dist.all_reduce(gradient)
-        torch._foreach_div_(whole, world_size())
+def average(parameters: Iterable[nn.Parameter]) -> None:
+    """Average over ranks the gradients of those that are whole on each of them, which `parallelise` left alone."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None and not isinstance(parameter, DTensor):
+            dist.all_reduce(parameter.grad)
+            parameter.grad.div_(world_size())
 
 
 def clip_gradients(parameters: list[nn.Parameter], most: float) -> Tensor:

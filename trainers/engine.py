@@ -94,7 +94,7 @@ class Engine:
             seed=lambda part: torch.manual_seed(rng.key(self.seed, "layers", clock.step, rank(), part) >> 1),
             precision=self.precision,
         )
-        average(method)
+        average(self._trained)
         if frozen:  # they count neither in the norm nor in the optimizer's moments
             torch._foreach_zero_([parameter.grad for parameter in self._prototypes])
         norm = clip_gradients(self._trained, config.clip_gradient)

@@ -189,9 +189,8 @@ class _Training:
         stages = [(round(begins * self.total_steps), views) for begins, views in self.config.views_from()]
         ends = [*(begin for begin, _ in stages[1:]), self.total_steps]
         for (_, views), end in zip(stages, ends, strict=True):
-            if self.step < end:
-                sizes = (views.global_size, views.local_size)
-                yield from self.loader.batches(self.step + self.passed_over, end - self.step, sizes)
+            sizes = (views.global_size, views.local_size)
+            yield from self.loader.batches(self.step + self.passed_over, end - self.step, sizes)
 
     def _told(self, clock: Clock) -> tuple[float, Health]:
         """The last loss, and how the training does, once the log is written. Raises _DivergedError after many bad steps."""
