@@ -22,6 +22,9 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
+from trainers.data import Loader
+from trainers.samples import SampleList
+
 NUM_SHARDS, BATCH = 4, 64
 WARM_UP = 3
 CASES = {"rrc224": 20, "dino-views": 4}
@@ -56,21 +59,24 @@ def jpegs(shards: list[Path]) -> Iterator[bytes]:
                 yield tar.extractfile(member).read()  # type: ignore[union-attr]
 
 
-def windrow(shards: list[Path], case: str, workers: int) -> Batches:
-    from trainers import views
-    from trainers.config import ViewsConfig
-    from trainers.data import Loader
-    from trainers.samples import SampleList
-
+def samples_of(shards: list[Path]) -> SampleList:
+    """Our list of the files in shards."""
     rows = []
     for shard in shards:
         with tarfile.open(shard) as tar:
             rows += [{"shard": shard.name, "offset": member.offset_data, "size": member.size} for member in tar]
     table = pa.Table.from_pylist([{"row_id": number, **row} for number, row in enumerate(rows)])
+    return SampleList.of(table, shards[0].parent)
+
+
+def windrow(shards: list[Path], case: str, workers: int) -> Batches:
+    from trainers import views
+    from trainers.config import ViewsConfig
+
     config = ViewsConfig(num_local=8)
     if case == "rrc224":
         config = ViewsConfig(num_global=1, num_local=0, global_scale=(0.08, 1))
-    loader = Loader(SampleList.of(table, shards[0].parent), config, seed=0, global_batch_size=BATCH, threads=workers)
+    loader = Loader(samples_of(shards), config, seed=0, global_batch_size=BATCH, threads=workers)
     for batch in loader.batches(0, 10**6):
         if case == "rrc224":
             yield batch.global_crops

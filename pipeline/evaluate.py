@@ -76,8 +76,8 @@ def evaluation_set(config: EvaluateConfig, seed: int, samples: Path) -> "Evaluat
 
     The held-out samples are queries. Where none of them is labelled, a fifth of the labelled samples of the pool are.
     """
-    from trainers.data import SampleList
     from trainers.evaluate import EvaluationSet
+    from trainers.samples import SampleList
 
     chosen = []
     for split in (POOL, HELD_OUT):

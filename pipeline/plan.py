@@ -199,12 +199,19 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
 
 
 def train_flops(config: TrainConfig) -> float:
-    """FLOPs of one sample's step: forward and backward of the student on every crop, the teacher on the global ones."""
-    views, encoder = config.views, config.encoder
+    """FLOPs of one sample's step: forward and backward of the student on every crop, the teacher on the global ones.
+
+    With stages the mean over the training.
+    """
     teacher = 1 if config.method.type == "dino" else 0
-    whole = encoder_cost(encoder, views.global_size)[0]
-    local = encoder_cost(encoder, views.local_size)[0] if views.num_local else 0
-    return whole * 2 * (3 + teacher) + local * views.num_local * 3
+    stages = config.views_from()
+    ends = [*(begins for begins, _ in stages[1:]), 1.0]
+    flops = 0.0
+    for (begins, views), end in zip(stages, ends, strict=True):
+        whole = encoder_cost(config.encoder, views.global_size)[0]
+        local = encoder_cost(config.encoder, views.local_size)[0] if views.num_local else 0
+        flops += (end - begins) * (whole * 2 * (3 + teacher) + local * views.num_local * 3)
+    return flops
 
 
 def encoder_cost(config: EncoderConfig, size: int | None = None) -> tuple[float, int]:

@@ -33,7 +33,8 @@ def backward(
             targets = method.targets(views, clock)
             outputs = method.student(*method.inputs(views, clock))
             found = method.loss(outputs, targets, views, clock)
-        found.loss.backward()
+        with _running_statistics_kept(method.student):
+            found.loss.backward()
         return found
     size = len(views.sample) // parts
     pieces = [views.part(slice(part * size, (part + 1) * size)) for part in range(parts)]
@@ -57,7 +58,10 @@ def backward(
         _reduce_gradients(method.student, part == parts - 1)
         with precision():
             again = method.student(*method.inputs(piece, clock))
-        torch.autograd.backward([again[number] for number in gradients], [parts_of[part] for parts_of in gradients.values()])
+        with _running_statistics_kept(method.student):
+            torch.autograd.backward(
+                [again[number] for number in gradients], [parts_of[part] for parts_of in gradients.values()]
+            )
     return found
 
 
@@ -68,7 +72,7 @@ def _reduce_gradients(network: nn.Module, now: bool) -> None:
 
 @contextmanager
 def _running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Batch norms go by their batch but do not remember it."""
+    """Batch norms go by their batch but do not remember it: they see it again, here or where activations are recomputed."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -1,5 +1,6 @@
 """What a user may set about encoders, training and evaluation."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,6 +163,16 @@ class ViewsConfig(Config):
         return self
 
 
+class StageConfig(Config):
+    """A stretch of a training, up to the next one, with crop sizes of its own: such as the end of it at a higher resolution."""
+
+    begins: float = Field(gt=0, lt=1)
+    """After this share of the training's steps."""
+    global_size: int = Field(ge=8)
+    local_size: int | None = Field(default=None, ge=8)
+    """Left out: as before."""
+
+
 class AdamWConfig(Config):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019): what DINO, DINOv2 and ViTs in general are trained with."""
 
@@ -194,12 +205,25 @@ class TrainConfig(Config):
     """Self-supervised pretraining on the selected samples."""
 
     operational = frozenset(
-        {"ranks", "checkpoint_every", "log_every", "threads", "evaluate_every", "keep_encoders", "tensorboard"}
+        {
+            "ranks",
+            "compile",
+            "checkpoint_activations",
+            "checkpoint_every",
+            "log_every",
+            "threads",
+            "evaluate_every",
+            "keep_encoders",
+            "tensorboard",
+        }
     )
 
     method: MethodConfig = DinoConfig()
     encoder: TrainableConfig = VitConfig()
     views: ViewsConfig = ViewsConfig()
+    stages: tuple[StageConfig, ...] = ()
+    """Where the sizes of the crops change in the course of the training, which begins with those of `views`. Learned positions
+    are interpolated; batches, their order and all schedules stay as they are."""
     epochs: float = Field(default=100, gt=0)
     """Passes over the selected samples, repeats included."""
     global_batch_size: int = Field(default=256, ge=2)
@@ -226,6 +250,12 @@ class TrainConfig(Config):
     """Whole networks on every rank; split over all ranks; or split over the ranks of a machine and whole on every machine."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on the CPU."""
+    compile: bool | None = None
+    """Compile each block of the encoder, or a whole convnet, for the shapes it sees: minutes at the start, faster steps. Left
+    out: on a GPU. As with the number of ranks, only rounding changes; the same setting gives the same bits again."""
+    checkpoint_activations: bool = False
+    """Keep only what goes into each block of the encoder and compute the rest again in the backward pass: less memory for about
+    a third more time."""
     ranks: int | None = Field(default=None, ge=1)
     """Training processes. Left out: one a GPU, or two on a machine without."""
     order: Literal["shuffled", "balanced", "distinct"] = "shuffled"
@@ -267,14 +297,27 @@ class TrainConfig(Config):
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} must be a multiple of ranks times accumulation {self.accumulation}"
             )
+        begins = [stage.begins for stage in self.stages]
+        if any(later <= earlier for earlier, later in pairwise(begins)):
+            raise ValueError(f"stages follow one another; found begins {begins}")
         if isinstance(self.encoder, VitConfig):
-            for name in ("global_size", "local_size"):
-                if getattr(self.views, name) % self.encoder.patch_size:
-                    raise ValueError(
-                        f"views.{name} {getattr(self.views, name)} must be a multiple of "
-                        f"encoder.patch_size {self.encoder.patch_size}"
-                    )
+            for number, part in enumerate((self.views, *self.stages)):
+                for name in ("global_size", "local_size"):
+                    if (getattr(part, name) or 0) % self.encoder.patch_size:
+                        where = f"stages[{number - 1}]" if number else "views"
+                        raise ValueError(
+                            f"{where}.{name} {getattr(part, name)} must be a multiple of "
+                            f"encoder.patch_size {self.encoder.patch_size}"
+                        )
         return self
+
+    def views_from(self) -> list[tuple[float, ViewsConfig]]:
+        """The views of each stage, and after which share of the training they begin."""
+        found = [(0.0, self.views)]
+        for stage in self.stages:
+            sizes = {"global_size": stage.global_size, "local_size": stage.local_size or found[-1][1].local_size}
+            found.append((stage.begins, found[-1][1].model_copy(update=sizes)))
+        return found
 
 
 class EvaluateConfig(Config):

@@ -130,12 +130,16 @@ class Loader:
         """Indices into the sample list of stream `positions` (B,)."""
         return self._order.at(positions)
 
-    def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """The batches of steps `first_step` to `first_step + num_steps`, decoded ahead in threads."""
+    def batches(self, first_step: int, num_steps: int, sizes: tuple[int, int] | None = None) -> Iterator[Batch]:
+        """The batches of steps `first_step` to `first_step + num_steps`, decoded ahead in threads.
+
+        `sizes` of the global and the local crops take the place of those of the configuration.
+        """
+        sizes = sizes or (self._config.global_size, self._config.local_size)
         end = first_step + num_steps
         if self._resident is not None:
             for step in range(first_step, end):
-                yield self._from_memory(step, self._resident)
+                yield self._from_memory(step, self._resident, sizes)
             return
         # Torch, too, may use one thread in each of these: to share out operations as small as theirs costs more than it gains.
         with ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -143,13 +147,13 @@ class Loader:
             try:
                 for step in range(first_step, end + _AHEAD):
                     if step < end:
-                        ahead.append(self._begin(step, pool))
+                        ahead.append(self._begin(step, pool, sizes))
                     if step >= first_step + _AHEAD:
                         yield self._finish(ahead.popleft())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _from_memory(self, step: int, images: ResidentImages) -> Batch:
+    def _from_memory(self, step: int, images: ResidentImages, sizes: tuple[int, int]) -> Batch:
         began = time.perf_counter()
         positions, indices, draws = self._drawn(step)
         bad = []
@@ -159,10 +163,7 @@ class Loader:
             indices[place] = self._another(int(positions[place]), images.raise_if_bad)
         boxes = draws.boxes(slice(None), *images.pixels.shape[2:])
         num = self._config.num_global
-        crops = (
-            images.cut(indices, boxes[:, :num], self._config.global_size),
-            images.cut(indices, boxes[:, num:], self._config.local_size),
-        )
+        crops = images.cut(indices, boxes[:, :num], sizes[0]), images.cut(indices, boxes[:, num:], sizes[1])
         self.waited += time.perf_counter() - began
         return self._batch(_Begun(positions, indices, crops, draws), bad)
 
@@ -171,9 +172,9 @@ class Loader:
         positions = self._positions(step)
         return positions, self._indices(step), views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
 
-    def _begin(self, step: int, pool: ThreadPoolExecutor) -> _Begun:
+    def _begin(self, step: int, pool: ThreadPoolExecutor, sizes: tuple[int, int]) -> _Begun:
         positions, indices, draws = self._drawn(step)
-        crops = self._empty(len(positions))
+        crops = self._empty(len(positions), sizes)
         places = np.array_split(np.arange(len(positions)), min(len(positions), 4 * self._threads))
         work = tuple(pool.submit(self._cut, positions, indices, some, crops, draws) for some in places)
         return _Begun(positions, indices, crops, draws, work)
@@ -225,13 +226,10 @@ class Loader:
             self._planned = block, self.order(np.concatenate([self._positions(s) for s in steps]))
         return self._planned[1][within * size : (within + 1) * size].copy()
 
-    def _empty(self, num: int) -> tuple[Tensor, Tensor]:
+    def _empty(self, num: int, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Room for the global and the local crops of `num` samples, from where a GPU can fetch them if there is one."""
-        config = self._config
-        shapes = [
-            (config.num_global, num, 3, config.global_size, config.global_size),
-            (config.num_local, num, 3, config.local_size, config.local_size),
-        ]
+        views = (self._config.num_global, self._config.num_local)
+        shapes = [(count, num, 3, size, size) for count, size in zip(views, sizes, strict=True)]
         if torch.cuda.is_available():
             room = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
         else:

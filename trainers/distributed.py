@@ -1,6 +1,7 @@
 """The few collectives training needs, with or without a process group."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from curation.errors import ConfigError
 
@@ -31,24 +32,50 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def parallelise(method: nn.Module, mode: str, device: torch.device) -> None:
-    """Spread the `student` and `teacher` of a method over the ranks: "ddp", "fsdp" or "hsdp". Their parameters become DTensors.
+def parallelise(method: nn.Module, mode: str, device: torch.device, *, bf16: bool = False) -> None:
+    """Move a method to `device` and spread its `student` and `teacher` over the ranks: "ddp", "fsdp" or "hsdp".
 
     One mechanism for all three: whole networks are split over groups of one rank. Each block of a backbone is a unit of its
-    own, so that communication hides behind computation. Gradients come out averaged over ranks.
+    own, so that communication hides behind computation. Parameters of the networks become DTensors. They start as what they
+    are on rank 0, which sends them one by one: beside its share a GPU never holds more than one. On other ranks the method
+    may be on the meta device. Gradients come out averaged over ranks, in fp32; with `bf16`, which blocks must know how to
+    take, their weights travel in it.
     """
     if world_size() == 1:
+        method.to(device)
         return
+    state = [*method.named_parameters(), *method.named_buffers()]
+    whole = {name: tensor.detach() for name, tensor in state} if rank() == 0 else {}
+    method.to("meta")
     per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     split = {"ddp": 1, "fsdp": world_size(), "hsdp": per_machine}[mode]
     mesh = init_device_mesh(device.type, (world_size() // split, split), mesh_dim_names=("replicate", "shard"))
+    # What is outside of the blocks stays fp32, and with it, under autocast, what is added up from block to block.
+    in_blocks = (
+        MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
+    )
     for network in (getattr(method, "student", None), getattr(method, "teacher", None)):
         if network is None:
             continue
         for block in getattr(network.backbone, "blocks", ()):
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=in_blocks)
         # Also after a forward pass that no backward pass follows, as the teacher's: its parameters are to be moved.
         fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    method.to_empty(device=device)
+    _broadcast(method, whole, device)
+
+
+@torch.no_grad()
+def _broadcast(method: nn.Module, whole: dict[str, Tensor], device: torch.device) -> None:
+    """Fill parameters and buffers, of DTensors each rank its part, with what rank 0 has as `whole`."""
+    for name, tensor in [*method.named_parameters(), *method.named_buffers()]:
+        sent = whole[name].to(device) if rank() == 0 else torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        dist.broadcast(sent, 0)
+        if isinstance(tensor, DTensor):
+            part = distribute_tensor(sent, tensor.device_mesh, tensor.placements, src_data_rank=None)
+            tensor.to_local().copy_(part.to_local())
+        else:
+            tensor.copy_(sent)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -57,8 +84,8 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module with every split tensor put together, on all ranks."""
-    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in module.state_dict().items()}
+    """The state of a module with every split tensor put together, on all ranks, on the CPU."""
+    return {name: (x.full_tensor() if isinstance(x, DTensor) else x).cpu() for name, x in module.state_dict().items()}
 
 
 class StopFlag:
@@ -86,13 +113,14 @@ class StopFlag:
         return bool(before[0])
 
 
-def average(method: nn.Module) -> None:
-    """Average over ranks the gradients of parameters that are whole on each of them: those that `parallelise` left alone."""
-    whole = [p.grad for p in method.parameters() if p.grad is not None and not isinstance(p, DTensor)]
-    if world_size() > 1 and whole:
-        for gradient in whole:
-            dist.all_reduce(gradient)
-        torch._foreach_div_(whole, world_size())
+def average(parameters: Iterable[nn.Parameter]) -> None:
+    """Average over ranks the gradients of those that are whole on each of them, which `parallelise` left alone."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None and not isinstance(parameter, DTensor):
+            dist.all_reduce(parameter.grad)
+            parameter.grad.div_(world_size())
 
 
 def clip_gradients(parameters: list[nn.Parameter], most: float) -> Tensor:

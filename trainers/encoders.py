@@ -166,6 +166,20 @@ def _timms(config: TimmConfig) -> nn.Module:
     return backbone
 
 
+def recompute_activations(backbone: nn.Module) -> None:
+    """Make a backbone keep only what goes into its blocks. Raises ConfigError if it cannot."""
+    if isinstance(backbone, VisionTransformer):
+        backbone.checkpoints_blocks = True
+        return
+    try:
+        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:  # the second is how some of timm's models refuse
+        raise ConfigError(
+            f"A {type(backbone).__name__} cannot recompute activations. Set train.checkpoint_activations=false, and "
+            "train.accumulation to more than 1 if memory is short, or choose another encoder."
+        ) from error
+
+
 def build_encoder(config: PixelsConfig | VitConfig | TimmConfig, sample: np.ndarray) -> Encoder:
     """An encoder before any training of ours; `sample` (N, 3, S, S) uint8 is what pixel components are fitted to."""
     if isinstance(config, PixelsConfig):

@@ -11,7 +11,7 @@ from torch import Tensor
 from curation import rng
 from curation.quality import rankme, uniformity
 from trainers.config import EvaluateConfig
-from trainers.data import SampleList
+from trainers.samples import SampleList
 
 _BYTES = 2**30
 """What a kNN may hold on its device, queries and bank included."""

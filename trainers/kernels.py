@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trainers import memory
 from trainers.colour import BLUR_RADIUS, ORDERS, Changes
 
 _PIXELS = 1024
@@ -32,7 +33,7 @@ def recolour(
     out = torch.empty(crops.shape, dtype=dtype, device=device)
     blurred = int((changes.sigma > 0).sum())
     laid_by = torch.empty(2, blurred, 3, height, width, device=device)
-    table = torch.from_numpy(_table(changes)).to(device, non_blocking=True)
+    table = memory.on(device, _table(changes))
     normal = torch.tensor([*mean, *std], dtype=torch.float32).to(device, non_blocking=True)
     tiles = triton.cdiv(height * width, _PIXELS)
     sums = torch.empty(num, tiles, device=device)
@@ -42,7 +43,7 @@ def recolour(
         gray = sums.sum(1) / (height * width)  # not by atomic additions, whose order changes the last bits
         _colours[(num, tiles)](crops, table, gray, normal, laid_by, out, **sizes)
     if blurred:
-        chosen = torch.from_numpy(np.flatnonzero(changes.sigma > 0)).to(device, non_blocking=True)
+        chosen = memory.on(device, np.flatnonzero(changes.sigma > 0))
         _blur_columns[(blurred, 3, tiles)](laid_by[0], chosen, table, laid_by[1], RADIUS=BLUR_RADIUS, **sizes)
         _blur_rows[(blurred, 3, tiles)](laid_by[1], chosen, table, normal, out, RADIUS=BLUR_RADIUS, **sizes)
     return out

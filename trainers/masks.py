@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from curation import rng
+from trainers import memory
 
 _SMALLEST = 4
 _ASPECT = 0.3
@@ -50,7 +51,7 @@ def block_mask(
     rows = (views * len(positions) + samples) * flat.shape[2] + patches
     weight = 1 / flat.sum(2)[views, samples].astype(np.float32)
     parts = (flat.reshape(-1, flat.shape[2]), rows, weight)
-    return Mask(*(torch.from_numpy(part).to(device, non_blocking=True) for part in parts))
+    return Mask(*(memory.on(device, part) for part in parts))
 
 
 def _hide(crop: np.ndarray, wanted: int, draws: np.random.Generator) -> None:

@@ -5,9 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curation import rng
 from curation.errors import DataError
 from curation.files import explained, write_atomic
-from trainers import checkpoint, views
-from trainers.accumulation import backward
+from trainers import checkpoint
 from trainers.checkpoint import Checkpoints
 from trainers.collapse import FeatureSpread, Health, TeacherUse, judge
 from trainers.config import TrainConfig
 from trainers.data import Batch, Loader
-from trainers.distributed import (
-    StopFlag,
-    average,
-    clip_gradients,
-    parallelise,
-    rank,
-    sum_over_ranks,
-    synchronise_batch_norm,
-    whole_state,
-    world_size,
-)
-from trainers.encoders import InputRange, build_backbone, export, untrained
+from trainers.distributed import StopFlag, rank, sum_over_ranks, whole_state, world_size
+from trainers.encoders import export, untrained
+from trainers.engine import Engine
 from trainers.evaluate import EvaluationSet, label_free
 from trainers.evaluations import Evaluations
-from trainers.method import Clock, Views
+from trainers.method import Clock
 from trainers.method_config import ClassifyConfig
-from trainers.methods import build_method
-from trainers.optimizers import build_optimizer, set_rates, skip_if
 from trainers.samples import SampleList
-from trainers.schedules import cosine, warmup_cosine
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 _MOST_BAD_STEPS = 3
@@ -126,7 +110,7 @@ class _Training:
         evaluated_on: EvaluationSet | None,
     ) -> None:
         """`begin_at` is the step of the sample stream before which nothing may be shown (again)."""
-        self.config, self.out, self.seed, self.device = config, out, seed, device
+        self.config, self.out, self.device = config, out, device
         self.loader = Loader(
             samples,
             config.views,
@@ -144,21 +128,12 @@ class _Training:
         self.steps_per_epoch = self.loader.epoch_size / config.global_batch_size
         self.total_steps = max(1, math.ceil(config.epochs * self.steps_per_epoch))
         newest = checkpoint.newest(out / CHECKPOINTS)
-        start = config.encoder if newest is None and init_from is None else untrained(config.encoder)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.key(seed, "weights") >> 1)
-            self.method = build_method(config.method, lambda: build_backbone(start))
-        self.method.begin(len(samples), rng.key(seed, "method"))
-        synchronise_batch_norm(self.method)
-        self.method.to(device)
-        parallelise(self.method, config.parallel, device)
-        self.optimizer = build_optimizer(self.method, config)
-        self.inputs = InputRange.of(self.method.encoder)
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-        self.precision = partial[AbstractContextManager[object]](torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+        fresh = newest is None and init_from is None
+        start = config if fresh else config.model_copy(update={"encoder": untrained(config.encoder)})
+        self.engine = Engine(start, len(samples), seed=seed, device=device)
         self.step = self.passed_over = 0
         if newest is not None:
-            facts = checkpoint.restore(newest, self.method, self.optimizer)
+            facts = checkpoint.restore(newest, self.engine.method, self.engine.optimizer)
             self.step = facts["step"]
             self.passed_over = max(facts["passed_over"], begin_at - self.step)
         elif init_from is not None:
@@ -177,13 +152,13 @@ class _Training:
 
     def steps(self) -> Iterator[TrainProgress]:
         """Train to the end."""
-        config, method = self.config, self.method
+        method = self.engine.method
         checkpoints = Checkpoints(self.out / CHECKPOINTS)
         method.train()
         if self.step == 0:
             self._evaluate()
             epoch = math.ceil(self.steps_per_epoch)
-            method.before_first_step(lambda: map(self._views, self.loader.batches(0, epoch)))
+            method.before_first_step(lambda: map(self.engine.views, self.loader.batches(0, epoch)))
         try:
             yield from self._steps(checkpoints)
         except (_DivergedError, GeneratorExit):  # on all ranks; after an error on one, nobody may wait for the others
@@ -195,49 +170,28 @@ class _Training:
             weights = whole_state(method.encoder)
             if rank() == 0:
                 with explained("The encoder", self.out):
-                    export(config.encoder, weights, self.out)
+                    export(self.config.encoder, weights, self.out)
 
     def _steps(self, checkpoints: Checkpoints) -> Iterator[TrainProgress]:
-        config, method = self.config, self.method
+        config, engine = self.config, self.engine
         bad_in_a_row = torch.zeros((), device=self.device)
         began, began_at = time.perf_counter(), self.step
         reported, waited = began, 0.0
-        for batch in self.loader.batches(self.step + self.passed_over, self.total_steps - self.step):
+        for batch in self._batches():
             clock = Clock(self.step, self.total_steps, self.steps_per_epoch)
             if self.step and int(clock.epoch) > int((self.step - 1) / self.steps_per_epoch):
-                method.before_epoch(int(clock.epoch))
-            rate, frozen = self._rate(clock), method.prototypes_frozen(clock)
-            set_rates(self.optimizer, rate, self._weight_decay(clock), prototypes_frozen=frozen)
-            found = backward(
-                method,
-                self._views(batch),
-                clock,
-                parts=config.accumulation,
-                seed=self._seed_part,
-                precision=self.precision,
-            )
-            average(method)
-            groups = self.optimizer.param_groups
-            trained = [parameter for group in groups for parameter in group["params"]]
-            if frozen:  # they count neither in the norm nor in the optimizer's moments
-                torch._foreach_zero_([p.grad for group in groups if group["prototypes"] for p in group["params"]])
-            norm = clip_gradients(trained, config.clip_gradient)
-            good = (norm.isfinite() & found.loss.detach().isfinite()).float()
-            good = (sum_over_ranks(good.clone()) == world_size()).float()
-            bad_in_a_row = (bad_in_a_row + 1) * (1 - good)
-            skip_if(self.optimizer, good == 0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            method.after_step(clock, good)
+                engine.method.before_epoch(int(clock.epoch))
+            done = engine.step(engine.views(batch), clock)
+            bad_in_a_row = (bad_in_a_row + 1) * (1 - done.good)
             self.step += 1
             self.log.add(
                 {
-                    "loss": found.loss.detach(),
-                    **found.scalars,
+                    "loss": done.loss,
+                    **done.scalars,
                     "bad_in_a_row": bad_in_a_row,
-                    "replaced": torch.tensor(float(len(batch.replaced) * world_size()), device=self.device),
+                    "replaced": torch.full((), float(len(batch.replaced) * world_size()), device=self.device),
                 },
-                {"step": self.step, "learning_rate": rate, "gradient_norm": norm},
+                {"step": self.step, "learning_rate": done.learning_rate, "gradient_norm": done.gradient_norm},
             )
             paused = self._evaluate()
             began, reported = began + paused, reported + paused
@@ -245,10 +199,10 @@ class _Training:
             stops = self.stop.agreed()
             saves = stops or self.step % config.checkpoint_every == 0 or self.step == self.total_steps
             if saves or self.step % config.log_every == 0:
-                loss, health = self._told()
+                loss, health = self._told(clock)
                 if saves:
                     facts = {"passed_over": self.passed_over}
-                    checkpoints.save(self.step, method, self.optimizer, facts)
+                    checkpoints.save(self.step, engine.method, engine.optimizer, facts)
                 now = time.perf_counter()
                 pace = (self.step - began_at) * config.global_batch_size / (now - began)
                 waiting = (self.loader.waited - waited) / (now - reported)
@@ -262,30 +216,23 @@ class _Training:
         """Measure the encoder if it is time to; returns the seconds that took. Before the checkpoint of the same step."""
         began = time.perf_counter()
         if self.evaluations.due(self.step):
-            self.evaluations.measure(self.step, self.method.encoder, checkpoint.newest_step(self.out / CHECKPOINTS))
+            self.evaluations.measure(self.step, self.engine.method.encoder, checkpoint.newest_step(self.out / CHECKPOINTS))
         return time.perf_counter() - began
 
-    def _rate(self, clock: Clock) -> float:
-        config = self.config
-        peak = config.learning_rate * config.global_batch_size / 256
-        return warmup_cosine(clock.step, clock.total_steps, self._warmup, peak, config.final_learning_rate)
+    def _batches(self) -> Iterator[Batch]:
+        """Of the steps to come, in the resolution of each."""
+        stages = [(round(begins * self.total_steps), views) for begins, views in self.config.views_from()]
+        ends = [*(begin for begin, _ in stages[1:]), self.total_steps]
+        for (_, views), end in zip(stages, ends, strict=True):
+            sizes = (views.global_size, views.local_size)
+            yield from self.loader.batches(self.step + self.passed_over, end - self.step, sizes)
 
-    def _weight_decay(self, clock: Clock) -> float:
-        return cosine(clock.step, clock.total_steps, self.config.weight_decay, self.config.final_weight_decay)
-
-    @property
-    def _warmup(self) -> float:
-        return min(self.config.warmup_epochs * self.steps_per_epoch, self.total_steps / 2)
-
-    def _seed_part(self, part: int) -> None:
-        torch.manual_seed(rng.key(self.seed, "layers", self.step, rank(), part) >> 1)
-
-    def _told(self) -> tuple[float, Health]:
+    def _told(self, clock: Clock) -> tuple[float, Health]:
         """The last loss, and how the training does, once the log is written. Raises _DivergedError after many bad steps."""
         rows = self.log.gathered()
-        features = self.method.student.features.float().cpu().numpy()
+        features = self.engine.method.student.features.float().cpu().numpy()
         spread = label_free(features, stream=0) if np.isfinite(features).all() else {"rankme": 0.0, "feature_std": 0.0}
-        health = self._health(rows[-1], FeatureSpread(spread["rankme"], spread["feature_std"], *features.shape))
+        health = self._health(rows[-1], clock, FeatureSpread(spread["rankme"], spread["feature_std"], *features.shape))
         rows[-1] |= {"rankme": spread["rankme"], "feature_std": spread["feature_std"], "verdict": health.verdict}
         self.log.write(rows)
         worst = max(rows, key=lambda row: row["bad_in_a_row"])
@@ -296,35 +243,17 @@ class _Training:
             )
         return rows[-1]["loss"], health
 
-    def _health(self, row: dict[str, Any], spread: FeatureSpread) -> Health:
+    def _health(self, row: dict[str, Any], clock: Clock, spread: FeatureSpread) -> Health:
         use = None
         if "prototypes_used" in row:
             rows, prototypes = 2 * self.config.global_batch_size // world_size(), self.config.method.prototypes  # type: ignore[union-attr]
             use = TeacherUse(row["assignment_entropy"], row["prototypes_worth"], row["prototypes_used"], rows, prototypes)
-        return judge(self.step, self._warmup, use, spread, self.config.method)
-
-    def _views(self, batch: Batch) -> Views:
-        """The batch on the device, its crops coloured and normalised."""
-        groups = [(batch.global_crops, 0), (batch.local_crops, 2)]
-        crops = [
-            views.colour(
-                self.config.views,
-                group.to(self.device, non_blocking=True),
-                batch.draws,
-                first,
-                self.inputs.mean,
-                self.inputs.std,
-            )
-            for group, first in groups
-            if len(group)
-        ]
-        index, label = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in (batch.index, batch.label))
-        return Views(crops, index, label, batch.position)
+        return judge(self.step, self.engine.warmup(clock), use, spread, self.config.method)
 
     def _start_from(self, path: Path) -> None:
         """Take the weights of another training. Raises DataError if that one was made otherwise."""
         try:
-            checkpoint.restore(path, self.method)
+            checkpoint.restore(path, self.engine.method)
         except KeyError as error:
             raise DataError(
                 f"The training of {path} had another method or encoder, so this one cannot start from it. Give both the same "

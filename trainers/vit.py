@@ -16,6 +16,13 @@ Rotation = tuple[Tensor, Tensor]
 """Cosines and sines (tokens, head dim) of the angles by which queries and keys are rotated."""
 
 
+class LayerNorm(nn.LayerNorm):
+    """Of what is added up in fp32, also with weights that FSDP gathered in bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -76,10 +83,10 @@ class Block(nn.Module):
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         dim, initial = config.dim, config.layer_scale
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, config.heads)
         self.ls1 = nn.Identity() if initial is None else LayerScale(dim, initial)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.mlp = SwiGlu(dim) if config.mlp == "swiglu" else Mlp(dim)
         self.ls2 = nn.Identity() if initial is None else LayerScale(dim, initial)
 

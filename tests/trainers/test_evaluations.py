@@ -15,11 +15,11 @@ from tests.trainers.test_data import shards
 from tests.trainers.test_train import CONFIG, VIT
 from trainers import checkpoint
 from trainers.config import EvaluateConfig, TimmConfig, TrainConfig
-from trainers.data import SampleList
 from trainers.embed import embed
 from trainers.encoders import Encoder
 from trainers.evaluate import EvaluationSet
 from trainers.evaluations import BEST, ENCODERS, EVALUATIONS, Evaluations
+from trainers.samples import SampleList
 from trainers.train import CHECKPOINTS, train
 
 NUM, POOL = 23, 15  # more than two ranks can share evenly

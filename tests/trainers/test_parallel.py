@@ -81,7 +81,7 @@ def steps(config: configs.MethodConfig, mode: str, parts: int, norm: bool) -> tu
     for step in range(3):
         clock = Clock(step, 3, 3)
         found = backward(method, views(step), clock, parts=parts, seed=torch.manual_seed, precision=nullcontext)
-        average(method)
+        average(method.parameters())
         optimizer.step()
         optimizer.zero_grad()
         method.after_step(clock, torch.ones(()))

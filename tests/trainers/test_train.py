@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from curation.errors import DataError
 from tests.helpers import on_ranks
 from tests.trainers.test_data import shards
 from trainers import checkpoint
-from trainers import train as training
-from trainers.config import TimmConfig, TrainConfig, ViewsConfig, VitConfig
-from trainers.data import Batch, Loader
+from trainers.config import StageConfig, TimmConfig, TrainConfig, ViewsConfig, VitConfig
+from trainers.data import Loader
 from trainers.encoders import Encoder
-from trainers.method import Views
+from trainers.engine import Engine, Stepped
+from trainers.method import Clock, Views
 from trainers.method_config import DinoConfig, SwavConfig
 from trainers.samples import SampleList
 from trainers.train import CHECKPOINTS, METRICS, train
@@ -103,6 +104,42 @@ def test_a_resumed_training_is_bit_equal(tmp_path: Path) -> None:
             assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
 
 
+def test_stages_change_sizes_alone_and_resume_inside_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = shards(tmp_path, num=24)
+    stages = (StageConfig(begins=0.5, global_size=32), StageConfig(begins=0.75, global_size=48, local_size=24))
+    seen: list[tuple[int, ...]] = []
+    stepped = Engine.step
+
+    def watched(self: Engine, views: Views, clock: Clock) -> Stepped:
+        seen.append((clock.step, *(crops.shape[-1] for crops in views.crops)))
+        return stepped(self, views, clock)
+
+    monkeypatch.setattr(Engine, "step", watched)
+    config = CONFIG.model_copy(update={"stages": stages})
+    whole, parts, plain = tmp_path / "whole", tmp_path / "parts", tmp_path / "plain"
+    go(config, samples, whole)
+    sizes = [(16, 8)] * 12 + [(32, 8)] * 6 + [(48, 24)] * 6
+    assert seen == [(step, *size) for step, size in enumerate(sizes)]
+    for stop in (10, 14, 20):  # two steps past a checkpoint, which lies before, at the beginning of, and in a stage
+        go(config, samples, parts, stop_after=stop)
+    go(config, samples, parts)
+    for name in (METRICS, "encoder.safetensors"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    go(CONFIG, samples, plain)
+    assert losses(plain)[:12] == losses(whole)[:12]
+    rates = [[json.loads(line)["learning_rate"] for line in (out / METRICS).read_text().splitlines()] for out in (whole, plain)]
+    assert rates[0] == rates[1]
+
+
+def test_stages_that_fit_neither_the_encoder_nor_each_other_are_refused() -> None:
+    for stages, message in (
+        ([{"begins": 0.5, "global_size": 20}], r"stages\[0\]\.global_size 20 must be a multiple of encoder\.patch_size 8"),
+        ([{"begins": 0.5, "global_size": 24}, {"begins": 0.4, "global_size": 32}], "stages follow one another"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            TrainConfig.model_validate({**CONFIG.model_dump(), "stages": stages})
+
+
 def _record_order(rank: int, directory: Path, world_size: int, first: int) -> None:
     """Keep which samples this rank sees from step `first` on."""
     samples = SampleList.read(directory / "list.parquet", directory)
@@ -171,17 +208,16 @@ def test_stopped_from_outside_all_ranks_save_and_continue_to_the_same_bits(tmp_p
 def test_bad_steps_change_nothing_and_a_run_of_them_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = shards(tmp_path, num=24)
     seen: list[list[int]] = []
-    views = training._Training._views
+    stepped = Engine.step
 
-    def poisoned(self: training._Training, batch: Batch) -> Views:
-        found = views(self, batch)
-        step = int(batch.position[0]) // 8
-        seen.append([self.step, step])
+    def poisoned(self: Engine, views: Views, clock: Clock) -> Stepped:
+        step = int(views.position[0]) // 8
+        seen.append([clock.step, step])
         if step in (2, 9, 10, 11):  # one by itself, and three that follow the checkpoint of step 8
-            found.crops[0][0, 0] = torch.nan
-        return found
+            views.crops[0][0, 0] = torch.nan
+        return stepped(self, views, clock)
 
-    monkeypatch.setattr(training._Training, "_views", poisoned)
+    monkeypatch.setattr(Engine, "step", poisoned)
     config = CONFIG.model_copy(update={"checkpoint_every": 1, "log_every": 1})
     go(config.model_copy(update={"checkpoint_every": 2}), samples, tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / METRICS).read_text().splitlines()]

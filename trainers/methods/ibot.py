@@ -85,7 +85,7 @@ class Ibot(Dino):
             of_patches = masked_cross_entropy(patch, own.directions(), told, weight, config.student_temperature)
             losses.append(config.patch_weight * of_patches / (2 * len(views.sample)))
         self._patch_sum = torch.cat(sums)
-        self._patches = torch.tensor(float(len(weight)), device=weight.device)
+        self._patches = torch.full((), float(len(weight)), device=weight.device)
         return StepOutput(torch.stack(losses).sum(), found.scalars)
 
     @torch.no_grad()

@@ -5,12 +5,14 @@ Ermolov et al., "Whitening for Self-Supervised Representation Learning", ICML 20
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation import rng
 from curation.errors import ConfigError
+from trainers import memory
 from trainers.distributed import gather
 from trainers.heads import Network, mlp, width
 from trainers.method import Clock, Method, StepOutput, Views
@@ -42,9 +44,9 @@ class Wmse(Method):
                 "whitened at a time."
             )
         draws = rng.generator(rng.key(self._stream, "slices", clock.step))
-        slices = [torch.from_numpy(draws.permutation(len(every))).view(-1, size) for _ in range(self.config.permutations)]
+        slices = np.concatenate([draws.permutation(len(every)).reshape(-1, size) for _ in range(self.config.permutations)])
         with torch.autocast(every.device.type, enabled=False):
-            terms = [whitened_error(every[some.to(every.device)]) for some in torch.cat(slices)]
+            terms = [whitened_error(every[some]) for some in memory.on(every.device, slices)]
         return StepOutput(torch.stack(terms).mean())
 
 
@@ -59,5 +61,6 @@ def whiten(embeddings: Tensor) -> Tensor:
     centred = embeddings - embeddings.mean(0)
     covariance = centred.T @ centred / (len(centred) - 1)
     identity = torch.eye(len(covariance), device=covariance.device)
-    factor = torch.linalg.cholesky((1 - _EPSILON) * covariance + _EPSILON * identity)
+    # The variant that does not wait to raise: numbers that are not finite make a step that the loop passes over.
+    factor = torch.linalg.cholesky_ex((1 - _EPSILON) * covariance + _EPSILON * identity).L
     return torch.linalg.solve_triangular(factor, centred.T, upper=False).T
