@@ -2,6 +2,7 @@ import json
 import pickle
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,18 @@ def test_a_resumed_training_is_bit_equal(tmp_path: Path) -> None:
         assert len(files) == 7  # two checkpoints of two files, the encoder's two, the metrics
         for name in files:
             assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+
+
+def test_a_compiled_training_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    samples = shards(tmp_path, num=24)
+    config = CONFIG.model_copy(update={"compile": True, "checkpoint_activations": True})
+    go(config, samples, tmp_path / "whole")
+    go(config, samples, tmp_path / "parts", stop_after=10)
+    go(config, samples, tmp_path / "parts")
+    for name in (METRICS, "encoder.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    go(CONFIG, samples, tmp_path / "parts")  # finished, so that this only reads the checkpoint
 
 
 def test_stages_change_sizes_alone_and_resume_inside_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
