@@ -56,7 +56,7 @@ def test_killed_and_stopped_at_random_steps_it_ends_the_same_on_any_number_of_ra
     draws = random.Random(seed)
     for number in range(6):
         (out / "pid").unlink(missing_ok=True)
-        moment = num_lines(out) + draws.randint(0, 2 * STEPS)
+        moment = num_lines(out) + draws.randint(0, STEPS)
         running = begin(tmp_path, out, 2)
         while running.process.poll() is None and not ((out / "pid").exists() and num_lines(out) >= moment):
             time.sleep(0.001)
