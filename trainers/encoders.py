@@ -156,11 +156,11 @@ def _timms(config: TimmConfig) -> nn.Module:
         options |= {"img_size": config.image_size, "dynamic_img_size": True}
     backbone = timm.create_model(config.model, **options)
     if config.small_stem:
-        if not isinstance(backbone, timm.models.ResNet) or not isinstance(backbone.conv1, nn.Conv2d):
+        if not isinstance(backbone, timm.models.ResNet):
             raise ConfigError(
-                f"small_stem is for ResNets that begin with one convolution, such as resnet18; not {config.model}."
+                f"encoder.small_stem is for timm's ResNets, such as resnet18; {config.model} is none. Leave it out."
             )
-        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, 3, padding=1, bias=False)
+        backbone.conv1 = nn.Conv2d(3, backbone.bn1.num_features, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         backbone.maxpool = nn.Identity()
     return backbone

@@ -62,8 +62,8 @@ def test_killed_and_stopped_at_random_steps_it_ends_the_same_on_any_number_of_ra
             time.sleep(0.001)
         assert running.process.poll() is None, (tmp_path / "log of killed").read_text()
         if number % 2:
-            shown = num_lines(out)
             os.kill(int((out / "pid").read_text()), signal.SIGTERM)
+            shown = num_lines(out)
             assert running.process.wait(600) == 0
             assert num_lines(out) <= shown + 3
             name = list(METHODS)[(num_lines(out) - 1) // STEPS]
