@@ -37,7 +37,7 @@ def config_of(name: str) -> TrainConfig:
         epochs=4,
         global_batch_size=8,
         warmup_epochs=1,
-        learning_rate=0.005,
+        learning_rate=0.001,
         checkpoint_every=3,
         log_every=1,
     )
