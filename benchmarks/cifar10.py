@@ -38,10 +38,16 @@ METHODS = [path.stem for path in Path(__file__).parent.parent.glob("configs/smal
 CLUSTERS = {"supcon": 200, "classify": 100}
 PER_CLASS = {"cpu": {"train": 1000, "test": 200}, "gpu": {"train": 5000, "test": 1000}}
 """Images of each class."""
-ON_CPU = ("train.epochs=20", "train.global_batch_size=256", "train.warmup_epochs=2", "train.precision=bf16")
+ON_CPU = (
+    "train.epochs=10",
+    "train.global_batch_size=128",
+    "train.learning_rate=0.004",
+    "train.warmup_epochs=1",
+    "train.precision=bf16",
+)
 ENCODERS_ON_CPU = {
     "timm": "train.encoder={type: timm, model: resnet10t, small_stem: false, image_size: 32}",
-    "vit": "train.encoder={type: vit, image_size: 32, patch_size: 4, dim: 128, depth: 4, heads: 4, pool: mean}",
+    "vit": "train.encoder={type: vit, image_size: 32, patch_size: 8, dim: 192, depth: 4, heads: 3, pool: mean}",
 }
 
 
