@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from curation.config import Config
-from trainers.method_config import DinoConfig, MethodConfig
+from trainers.method_config import DinoConfig, MethodConfig, WmseConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
@@ -296,6 +296,11 @@ class TrainConfig(Config):
         if self.global_batch_size % (self.accumulation * (self.ranks or 1)):
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} must be a multiple of ranks times accumulation {self.accumulation}"
+            )
+        if isinstance(self.method, WmseConfig) and self.global_batch_size % self.method.slice_size:
+            raise ValueError(
+                f"method.slice_size {self.method.slice_size} must divide global_batch_size {self.global_batch_size}: so many "
+                "samples are whitened at a time"
             )
         begins = [stage.begins for stage in self.stages]
         if any(later <= earlier for earlier, later in pairwise(begins)):

@@ -58,6 +58,12 @@ def test_another_variant_starts_afresh(tmp_path: Path) -> None:
         ("cluster.levels=[3, 5]", ["cluster", "descend"]),
         ("select.budget=10", ["select", "exactly one of fraction and budget"]),
         ("train.views.global_size=30", ["train", "multiple of encoder.patch_size 16"]),
+        ("train.global_batch_size=12 and train.ranks=5", ["global_batch_size 12 must be a multiple of ranks 5"]),
+        (
+            "train.method.type=w-mse and train.global_batch_size=192",
+            ["method.slice_size 128 must divide global_batch_size 192"],
+        ),
+        ("train.encoder={type: timm, small_stem: true, pretrained: true}", ["small_stem has no published weights"]),
         ("source=here", ["source", "found 'here'"]),
         ("rounds", ["not a setting", "key=value"]),
         ("rounds=[1", ["not valid YAML"]),
@@ -65,7 +71,7 @@ def test_another_variant_starts_afresh(tmp_path: Path) -> None:
 )
 def test_a_mistake_says_where_what_and_what_instead(tmp_path: Path, override: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_run(write(tmp_path, SMALL), [override])
+        load_run(write(tmp_path, SMALL), override.split(" and "))
     for part in parts:
         assert part in str(caught.value)
 

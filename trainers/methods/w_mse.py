@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation import rng
-from curation.errors import ConfigError
 from trainers import memory
 from trainers.distributed import gather
 from trainers.heads import Network, mlp, width
@@ -38,11 +37,6 @@ class Wmse(Method):
     def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
         every = gather(outputs[0].float())
         size = self.config.slice_size
-        if len(every) % size:
-            raise ConfigError(
-                f"train.method.slice_size {size} must divide train.global_batch_size {len(every)}: so many samples are "
-                "whitened at a time."
-            )
         draws = rng.generator(rng.key(self._stream, "slices", clock.step))
         slices = np.concatenate([draws.permutation(len(every)).reshape(-1, size) for _ in range(self.config.permutations)])
         with torch.autocast(every.device.type, enabled=False):
