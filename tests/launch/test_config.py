@@ -61,7 +61,7 @@ def test_another_variant_starts_afresh(tmp_path: Path) -> None:
         ("train.global_batch_size=12 and train.ranks=5", ["global_batch_size 12 must be a multiple of ranks 5"]),
         (
             "train.method.type=w-mse and train.global_batch_size=192",
-            ["method.slice_size 128 must divide global_batch_size 192"],
+            ["slice_size 128 must divide global_batch_size 192"],
         ),
         ("train.encoder={type: timm, small_stem: true, pretrained: true}", ["small_stem has no published weights"]),
         ("source=here", ["source", "found 'here'"]),
