@@ -3,7 +3,7 @@
 `rrc224`: one RandomResizedCrop(224, (0.08, 1)) of an image, uint8. `dino-views`: two crops of 224 and eight of 96 pixels with
 the colours of DINO, float32 and normalised. Peers decode with Pillow and transform image by image with torchvision, as their
 users do, in processes; ours decodes in threads. Each has whichever of one, two or three of them is fastest.
-`images_per_second` counts after a few batches; `first_batch` is the seconds until one is there.
+`images_per_s` counts after a few batches; `first_batch` is the seconds until one is there.
 
     python benchmarks/loader.py --images photos.tar
 """
@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from trainers.data import Loader
+from trainers.loader import Loader
 from trainers.samples import SampleList
 
 NUM_SHARDS, BATCH = 4, 64
@@ -202,7 +202,7 @@ ENGINES: dict[str, Callable[[list[Path], str, int], Batches]] = {
 def measure(case: str, engine: str, _seed: int, args: argparse.Namespace) -> harness.Row:
     """One engine on one case, once."""
     shards = shards_of(args.images)
-    best: harness.Row = {"images_per_second": 0.0}
+    best: harness.Row = {"images_per_s": 0.0}
     for workers in (0,) if engine == "ray-data" else (1, 2, 3):
         began = harness.now()
         batches = ENGINES[engine](shards, case, workers)
@@ -214,8 +214,8 @@ def measure(case: str, engine: str, _seed: int, args: argparse.Namespace) -> har
         for _ in range(CASES[case]):
             next(batches)
         pace = CASES[case] * BATCH / (harness.now() - began)
-        if pace > best["images_per_second"]:
-            best = {"images_per_second": pace, "first_batch": first}
+        if pace > best["images_per_s"]:
+            best = {"images_per_s": pace, "first_batch": first}
     return best
 
 

@@ -26,8 +26,8 @@ import train_peers
 
 from pipeline.plan import encoder_cost
 from trainers.config import TimmConfig, TrainableConfig, TrainConfig, ViewsConfig, VitConfig
-from trainers.data import Loader
 from trainers.engine import Engine
+from trainers.loader import Loader
 from trainers.method import Clock, Views
 from trainers.method_config import DinoConfig, Dinov2Config, IbotConfig, MethodConfig, SimclrConfig
 

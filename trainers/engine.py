@@ -12,9 +12,9 @@ from trainers import memory, views
 from trainers.accumulation import backward
 from trainers.compilation import compile_backbones
 from trainers.config import TrainConfig, VitConfig
-from trainers.data import Batch
 from trainers.distributed import average, clip_gradients, parallelise, rank, sum_over_ranks, synchronise_batch_norm, world_size
 from trainers.encoders import InputRange, build_backbone, recompute_activations, untrained
+from trainers.loader import Batch
 from trainers.method import Clock, Method, Views
 from trainers.methods import build_method
 from trainers.optimizers import build_optimizer, set_rates, skip_if

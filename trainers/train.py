@@ -19,12 +19,12 @@ from trainers import checkpoint
 from trainers.checkpoint import Checkpoints
 from trainers.collapse import FeatureSpread, Health, TeacherUse, judge
 from trainers.config import TrainConfig
-from trainers.data import Batch, Loader
 from trainers.distributed import StopFlag, rank, sum_over_ranks, whole_state, world_size
 from trainers.encoders import export, untrained
 from trainers.engine import Engine
 from trainers.evaluate import EvaluationSet, label_free
 from trainers.evaluations import Evaluations
+from trainers.loader import Batch, Loader
 from trainers.method import Clock
 from trainers.method_config import ClassifyConfig
 from trainers.samples import SampleList

@@ -11,7 +11,7 @@ from torch import nn
 
 from curation.errors import DataError
 from tests.helpers import on_ranks
-from tests.trainers.test_data import shards
+from tests.trainers.test_loader import shards
 from tests.trainers.test_train import CONFIG, VIT
 from trainers import checkpoint
 from trainers.config import EvaluateConfig, TimmConfig, TrainConfig

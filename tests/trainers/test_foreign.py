@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from curation.errors import DataError
-from tests.trainers.test_data import shards
+from tests.trainers.test_loader import shards
 from tests.trainers.test_train import CONFIG, VIT, go
 from trainers.config import TimmConfig, VitConfig
 from trainers.encoders import Encoder, build_backbone, build_encoder

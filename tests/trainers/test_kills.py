@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.helpers import Killable
-from tests.trainers.test_data import shards
+from tests.trainers.test_loader import shards
 from tests.trainers.train_until_killed import METHODS
 from trainers import checkpoint
 from trainers.train import CHECKPOINTS, METRICS

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from curation.errors import DataError
-from tests.trainers.test_data import VIEWS
-from trainers.data import Loader
+from tests.trainers.test_loader import VIEWS
+from trainers.loader import Loader
 from trainers.order import OrderName
 from trainers.samples import SampleList
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from trainers.config import ViewsConfig
-from trainers.data import Loader
+from trainers.loader import Loader
 from trainers.resident import ResidentImages
 from trainers.samples import SampleList
 

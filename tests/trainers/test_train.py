@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from curation.errors import DataError
 from tests.helpers import on_ranks
-from tests.trainers.test_data import shards
+from tests.trainers.test_loader import shards
 from trainers import checkpoint
 from trainers.config import StageConfig, TimmConfig, TrainConfig, ViewsConfig, VitConfig
-from trainers.data import Loader
 from trainers.encoders import Encoder
 from trainers.engine import Engine, Stepped
+from trainers.loader import Loader
 from trainers.method import Clock, Views
 from trainers.method_config import DinoConfig, SwavConfig
 from trainers.samples import SampleList

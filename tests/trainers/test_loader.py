@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from curation.errors import DataError
-from trainers import data
+from trainers import loader as loading
 from trainers.config import ViewsConfig
-from trainers.data import Batch, Loader
+from trainers.loader import Batch, Loader
 from trainers.samples import ROWS_PER_EPOCH, SampleList
 
 VIEWS = ViewsConfig(num_local=1, global_size=8, local_size=8)
@@ -161,7 +161,7 @@ def test_a_missing_shard_is_named_at_once(tmp_path: Path) -> None:
 def test_the_time_waited_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = Loader(shards(tmp_path), VIEWS, seed=1, global_batch_size=4)
     clock = iter(range(100))
-    monkeypatch.setattr(data.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(loading.time, "perf_counter", lambda: next(clock))
     list(loader.batches(0, 3))
     assert loader.waited == 3
 
