@@ -38,13 +38,10 @@ METHODS = [path.stem for path in Path(__file__).parent.parent.glob("configs/smal
 CLUSTERS = {"supcon": 200, "classify": 100}
 PER_CLASS = {"cpu": {"train": 1000, "test": 200}, "gpu": {"train": 5000, "test": 1000}}
 """Images of each class."""
-ON_CPU = (
-    "train.epochs=10",
-    "train.global_batch_size=128",
-    "train.learning_rate=0.004",
-    "train.warmup_epochs=1",
-    "train.precision=bf16",
-)
+ON_CPU = ("train.epochs=15", "train.global_batch_size=64", "train.warmup_epochs=1", "train.precision=bf16")
+TEACHERS_ON_CPU = dict.fromkeys(("byol", "moco-v3", "dino", "ibot", "dinov2"), "train.method.momentum=0.95")
+"""A short training wants a teacher that follows sooner."""
+SLICES_ON_CPU = {"w-mse": "train.method={dim: 32, slice_size: 64}"}
 ENCODERS_ON_CPU = {
     "timm": "train.encoder={type: timm, model: resnet10t, small_stem: false, image_size: 32}",
     "vit": "train.encoder={type: vit, image_size: 32, patch_size: 8, dim: 192, depth: 4, heads: 3, pool: mean}",
@@ -76,6 +73,7 @@ def recipe(name: str, preset: str) -> TrainConfig:
     words = ["source.path=."]
     if preset == "cpu":
         words += [*ON_CPU, ENCODERS_ON_CPU[load_run(f"small/{name}").train.encoder.type]]
+        words += [table[name] for table in (TEACHERS_ON_CPU, SLICES_ON_CPU) if name in table]
     return load_run(f"small/{name}", words).train
 
 

@@ -80,7 +80,7 @@ class Killable:
         while time.monotonic() < deadline and text not in self._log.read_text():
             if self.process.poll() is not None:
                 break
-            time.sleep(0.001)
+            time.sleep(0.01)
         return text in self._log.read_text()
 
     def kill(self) -> None:

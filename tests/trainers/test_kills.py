@@ -59,7 +59,7 @@ def test_killed_and_stopped_at_random_steps_it_ends_the_same_on_any_number_of_ra
         moment = num_lines(out) + draws.randint(0, STEPS)
         running = begin(tmp_path, out, 2)
         while running.process.poll() is None and not ((out / "pid").exists() and num_lines(out) >= moment):
-            time.sleep(0.001)
+            time.sleep(0.01)
         assert running.process.poll() is None, (tmp_path / "log of killed").read_text()
         if number % 2:
             os.kill(int((out / "pid").read_text()), signal.SIGTERM)

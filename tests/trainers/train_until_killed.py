@@ -2,10 +2,8 @@
 
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
-from pipeline.train import signals_make
 from tests.helpers import on_ranks
 from trainers import method_config as configs
 from trainers.config import TrainConfig, ViewsConfig, VitConfig
@@ -53,9 +51,13 @@ def train_all(directory: Path, out: Path) -> None:
 
 
 def _rank(rank: int, directory: Path, out: Path) -> None:
-    with signals_make(out / "stop") if rank == 0 else nullcontext():
-        if rank == 0:
-            (out / "pid").write_text(str(os.getpid()))
+    if rank > 0:
+        train_all(directory, out)
+        return
+    from pipeline.train import signals_make
+
+    with signals_make(out / "stop"):
+        (out / "pid").write_text(str(os.getpid()))
         train_all(directory, out)
 
 
