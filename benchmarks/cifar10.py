@@ -43,8 +43,8 @@ TEACHERS_ON_CPU = dict.fromkeys(("byol", "moco-v3", "dino", "ibot", "dinov2"), "
 """A short training wants a teacher that follows sooner."""
 SLICES_ON_CPU = {"w-mse": "train.method={dim: 32, slice_size: 64}"}
 ENCODERS_ON_CPU = {
-    "timm": "train.encoder={type: timm, model: resnet10t, small_stem: false, image_size: 32}",
-    "vit": "train.encoder={type: vit, image_size: 32, patch_size: 8, dim: 192, depth: 4, heads: 3, pool: mean}",
+    "timm": "train.encoder={model: resnet10t, small_stem: false}",
+    "vit": "train.encoder={patch_size: 8, depth: 4}",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from curation.config import Config
-from trainers.method_config import DinoConfig, MethodConfig, WmseConfig
+from trainers.method_config import DinoConfig, IbotConfig, MethodConfig, WmseConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
@@ -297,6 +297,8 @@ class TrainConfig(Config):
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} must be a multiple of ranks times accumulation {self.accumulation}"
             )
+        if isinstance(self.method, IbotConfig) and not (isinstance(self.encoder, VitConfig) and self.encoder.mask_token):
+            raise ValueError(f"method {self.method.type} hides patches: it needs encoder.type=vit and encoder.mask_token=true")
         if isinstance(self.method, WmseConfig) and self.global_batch_size % self.method.slice_size:
             raise ValueError(
                 f"method.slice_size {self.method.slice_size} must divide global_batch_size {self.global_batch_size}: so many "

@@ -63,6 +63,7 @@ def test_another_variant_starts_afresh(tmp_path: Path) -> None:
             "train.method.type=w-mse and train.global_batch_size=192",
             ["slice_size 128 must divide global_batch_size 192"],
         ),
+        ("train.method.type=ibot", ["method ibot hides patches", "encoder.mask_token=true"]),
         ("train.encoder={type: timm, small_stem: true, pretrained: true}", ["small_stem has no published weights"]),
         ("source=here", ["source", "found 'here'"]),
         ("rounds", ["not a setting", "key=value"]),

@@ -13,11 +13,9 @@ import numpy as np
 
 from tests.helpers import Killable
 from tests.trainers.test_loader import shards
-from tests.trainers.train_until_killed import METHODS
+from tests.trainers.train_until_killed import METHODS, STEPS
 from trainers import checkpoint
 from trainers.train import CHECKPOINTS, METRICS
-
-STEPS = 12
 
 
 def begin(directory: Path, out: Path, world_size: int) -> Killable:
@@ -54,9 +52,9 @@ def test_killed_and_stopped_at_random_steps_it_ends_the_same_on_any_number_of_ra
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     draws = random.Random(seed)
-    for number in range(6):
+    for number in range(4):
         (out / "pid").unlink(missing_ok=True)
-        moment = num_lines(out) + draws.randint(0, STEPS)
+        moment = num_lines(out) + draws.randint(0, STEPS + 2)
         running = begin(tmp_path, out, 2)
         while running.process.poll() is None and not ((out / "pid").exists() and num_lines(out) >= moment):
             time.sleep(0.01)
@@ -65,14 +63,15 @@ def test_killed_and_stopped_at_random_steps_it_ends_the_same_on_any_number_of_ra
             os.kill(int((out / "pid").read_text()), signal.SIGTERM)
             shown = num_lines(out)
             assert running.process.wait(600) == 0
-            assert num_lines(out) <= shown + 3
             name = list(METHODS)[(num_lines(out) - 1) // STEPS]
+            steps = num_lines(out) - STEPS * list(METHODS).index(name)
+            assert num_lines(out) <= shown + 3 or steps <= 2  # the method before may have come to its end meanwhile
             newest = checkpoint.newest(out / name / CHECKPOINTS)
             assert newest is not None
-            assert newest.name == f"step-{num_lines(out) - STEPS * list(METHODS).index(name):08d}"  # nothing is lost
+            assert newest.name == f"step-{steps:08d}"  # nothing is lost
         else:
             running.kill()
-        if number == 2:
+        if number == 1:
             for world_size in (1, 4):
                 shutil.copytree(out, tmp_path / f"on {world_size}")
     for world_size in (1, 4):
@@ -81,6 +80,8 @@ def test_killed_and_stopped_at_random_steps_it_ends_the_same_on_any_number_of_ra
             assert np.abs(np.subtract(curve, known[name])).max() < 1e-4, (name, world_size)
     finish(tmp_path, out, 2)
     assert losses(out) == known
-    for path in whole.rglob("*"):
-        if path.is_file() and path.name != "pid":
-            assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes(), path
+    for name in METHODS:
+        last = f"{name}/{CHECKPOINTS}/step-{STEPS:08d}"
+        files = [f"{name}/encoder.safetensors", *(f"{last}/{path.name}" for path in (whole / last).iterdir())]
+        for file in files:
+            assert (whole / file).read_bytes() == (out / file).read_bytes(), file

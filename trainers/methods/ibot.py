@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation import rng
-from curation.errors import ConfigError
 from trainers.distributed import sum_over_ranks
 from trainers.heads import MaskedNetwork
 from trainers.losses import masked_cross_entropy
@@ -34,11 +33,7 @@ class Ibot(Dino):
         self._masks: dict[bytes, Mask] = {}
 
     def _network(self, encoder: nn.Module) -> MaskedNetwork:
-        if not isinstance(encoder, VisionTransformer) or encoder.mask_token is None:
-            raise ConfigError(
-                f"train.method.type {self.config.type} hides patches, so it needs train.encoder.type=vit and "
-                "train.encoder.mask_token=true."
-            )
+        assert isinstance(encoder, VisionTransformer)
         projector = self._projector(encoder)
         return MaskedNetwork(encoder, projector, projector if self._shares_head else self._projector(encoder))
 
