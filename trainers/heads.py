@@ -30,7 +30,7 @@ class Network(nn.Module):
         if isinstance(self.backbone, VisionTransformer):
             features = self.backbone.tokens(groups, orders=self._orders(self.backbone, groups)).features
         else:
-            # Convolutions in bf16 are fastest on channels that lie side by side: measured 1.6 times on a CPU.
+            # Convolutions like channels that lie side by side: up to 1.5 times as fast on a CPU, and what tensor cores take.
             features = torch.cat([self.backbone(group.contiguous(memory_format=torch.channels_last)) for group in groups])
         self.features = features[:num_samples].detach()
         projected = self.projector(features)
