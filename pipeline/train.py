@@ -23,7 +23,6 @@ from trainers.evaluate import EvaluationSet
 from trainers.evaluations import BEST, ENCODERS, EVALUATIONS
 from trainers.train import CHECKPOINTS, METRICS, TrainProgress
 
-_CPU_RANKS = 2
 _WORTH_SAYING = 0.1
 EVALUATED = 4096
 """Samples that encoders are measured on while they train, of the pool and of the held-out split each, at the most."""
@@ -109,9 +108,9 @@ class Train:
         return Made([Part.of(work.out, path, lines.get(path, 0)) for path in paths], statistics)
 
     def num_ranks(self, work: Work) -> int:
-        """As configured, else one for each GPU, else two."""
+        """As configured, else one for each GPU, else one."""
         gpus = int(work.runtime.resources().get("GPU", 0))
-        ranks = self.config.ranks or gpus or _CPU_RANKS
+        ranks = self.config.ranks or gpus or 1
         if gpus and ranks > gpus:
             raise ConfigError(f"train.ranks is {ranks}, but there are {gpus} GPUs. A GPU serves one rank: set fewer, or none.")
         if self.config.global_batch_size % ranks:

@@ -257,7 +257,7 @@ class TrainConfig(Config):
     """Keep only what goes into each block of the encoder and compute the rest again in the backward pass: less memory for about
     a third more time."""
     ranks: int | None = Field(default=None, ge=1)
-    """Training processes. Left out: one a GPU, or two on a machine without."""
+    """Training processes. Left out: one a GPU, or one on a machine without: two would mostly wait for each other."""
     order: Literal["shuffled", "balanced", "distinct"] = "shuffled"
     """shuffled: an epoch shows each selected sample, as often as it repeats, in an order of its own. balanced: every label
     equally often. distinct: no label twice in a step, as far as that is possible."""
