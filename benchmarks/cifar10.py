@@ -19,12 +19,12 @@ from pathlib import Path
 
 import harness
 import numpy as np
-import pyarrow as pa
+from loader import samples_of
 
 from curation.distance import default_device
 from curation.kmeans import kmeans
 from curation.source import ArraySource
-from launch.config import load_run
+from launch.config import load_run, recipes
 from trainers.config import EvaluateConfig, PixelsConfig, TrainConfig
 from trainers.embed import embed
 from trainers.encoders import Encoder, build_encoder
@@ -34,7 +34,7 @@ from trainers.samples import SampleList
 from trainers.train import train
 
 UNTRAINED = {"pixels": None, "untrained": "simclr", "untrained-vit": "ibot"}
-METHODS = [path.stem for path in Path(__file__).parent.parent.glob("configs/small/[!_]*.yaml")]
+METHODS = [name.removeprefix("small/") for name in recipes() if name.startswith("small/")]
 CLUSTERS = {"supcon": 200, "classify": 100}
 PER_CLASS = {"cpu": {"train": 1000, "test": 200}, "gpu": {"train": 5000, "test": 1000}}
 """Images of each class."""
@@ -59,13 +59,8 @@ def images_of(archive: Path, split: str, per_class: int) -> tuple[SampleList, np
                     shard.addfile(member, tar.extractfile(member))
         unpacked.rename(tar_path)
     with tarfile.open(tar_path) as tar:
-        members = tar.getmembers()
-    rows = [
-        {"row_id": row, "shard": tar_path.name, "offset": member.offset_data, "size": member.size}
-        for row, member in enumerate(members)
-    ]
-    _, labels = np.unique([Path(member.name).parent.name for member in members], return_inverse=True)
-    return SampleList.of(pa.Table.from_pylist(rows), tar_path.parent), labels
+        _, labels = np.unique([Path(member.name).parent.name for member in tar], return_inverse=True)
+    return samples_of([tar_path]), labels
 
 
 def recipe(name: str, preset: str) -> TrainConfig:

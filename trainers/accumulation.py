@@ -1,7 +1,8 @@
 """The gradient of one step, of all samples at once or of parts of them one after another."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ def backward(
     parts: int,
     seed: Callable[[int], object],
     precision: Callable[[], AbstractContextManager[object]],
+    recomputes: bool = False,
 ) -> StepOutput:
     """Add the gradient of the step's loss to the parameters.
 
@@ -25,15 +27,17 @@ def backward(
     contrastive losses, centering and Sinkhorn codes are those of the whole batch: the student runs once to know its outputs,
     the loss gives their gradients, and the student runs again to carry them to its weights (Gao et al., "Scaling Deep
     Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021). `seed` takes the number of the part and
-    seeds torch's generator, alike for both runs of a part. Batch norm sees one part at a time.
+    seeds torch's generator, alike for both runs of a part. Batch norm sees one part at a time. `recomputes` says that the
+    backward pass runs blocks of the student again.
     """
+    kept = partial(_running_statistics_kept, method.student) if recomputes else nullcontext
     if parts == 1:
         seed(0)
         with precision():
             targets = method.targets(views, clock)
             outputs = method.student(*method.inputs(views, clock))
             found = method.loss(outputs, targets, views, clock)
-        with _running_statistics_kept(method.student):
+        with kept():
             found.loss.backward()
         return found
     size = len(views.sample) // parts
@@ -58,7 +62,7 @@ def backward(
         _reduce_gradients(method.student, part == parts - 1)
         with precision():
             again = method.student(*method.inputs(piece, clock))
-        with _running_statistics_kept(method.student):
+        with kept():
             torch.autograd.backward(
                 [again[number] for number in gradients], [parts_of[part] for parts_of in gradients.values()]
             )

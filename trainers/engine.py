@@ -94,6 +94,7 @@ class Engine:
             parts=config.accumulation,
             seed=lambda part: torch.manual_seed(rng.key(self.seed, "layers", clock.step, rank(), part) >> 1),
             precision=self.precision,
+            recomputes=config.checkpoint_activations,
         )
         average(self._trained)
         if frozen:  # they count neither in the norm nor in the optimizer's moments

@@ -44,8 +44,8 @@ def recolour(
         _colours[(num, tiles)](crops, table, gray, normal, laid_by, out, **sizes)
     if blurred:
         chosen = memory.on(device, np.flatnonzero(changes.sigma > 0))
-        _blur_columns[(blurred, 3, tiles)](laid_by[0], chosen, table, laid_by[1], RADIUS=BLUR_RADIUS, **sizes)
-        _blur_rows[(blurred, 3, tiles)](laid_by[1], chosen, table, normal, out, RADIUS=BLUR_RADIUS, **sizes)
+        for last, (x, into) in enumerate(((laid_by[0], laid_by[1]), (laid_by[1], out))):
+            _blur[(blurred, 3, tiles)](x, chosen, table, normal, into, LAST=bool(last), RADIUS=BLUR_RADIUS, **sizes)
     return out
 
 
@@ -193,39 +193,20 @@ def _blurred(
 
 
 @triton.jit
-def _blur_columns(
-    x,
-    chosen,
-    table,
-    out,
-    RADIUS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    NUMBERS: tl.constexpr,
-    PIXELS: tl.constexpr,
-):
-    sigma = tl.load(table + tl.load(chosen + tl.program_id(0)) * NUMBERS + 10)
-    pixel = tl.program_id(2) * PIXELS + tl.arange(0, PIXELS)
-    real = pixel < HEIGHT * WIDTH
-    plane = (tl.program_id(0).to(tl.int64) * 3 + tl.program_id(1)) * HEIGHT * WIDTH
-    y = _blurred(x + plane, sigma, pixel // WIDTH, WIDTH, HEIGHT, real, pixel % WIDTH, RADIUS, PIXELS)
-    tl.store(out + plane + pixel, y, mask=real)
-
-
-@triton.jit
-def _blur_rows(
+def _blur(
     x,
     chosen,
     table,
     normal,
     out,
+    LAST: tl.constexpr,
     RADIUS: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     NUMBERS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """The last pass of a blurred crop, into its own place in the batch."""
+    """Along the columns; as the LAST pass along the rows, into the crop's own place in the batch."""
     crop = tl.load(chosen + tl.program_id(0))
     mine = table + crop * NUMBERS
     channel = tl.program_id(1)
@@ -233,5 +214,11 @@ def _blur_rows(
     real = pixel < HEIGHT * WIDTH
     plane = (tl.program_id(0).to(tl.int64) * 3 + channel) * HEIGHT * WIDTH
     column = pixel % WIDTH
-    y = _blurred(x + plane, tl.load(mine + 10), column, 1, WIDTH, real, pixel - column, RADIUS, PIXELS)
-    tl.store(out + (crop * 3 + channel) * HEIGHT * WIDTH + pixel, _finish(y, channel, tl.load(mine + 11), normal), mask=real)
+    if LAST:
+        y = _blurred(x + plane, tl.load(mine + 10), column, 1, WIDTH, real, pixel - column, RADIUS, PIXELS)
+        tl.store(
+            out + (crop * 3 + channel) * HEIGHT * WIDTH + pixel, _finish(y, channel, tl.load(mine + 11), normal), mask=real
+        )
+    else:
+        y = _blurred(x + plane, tl.load(mine + 10), pixel // WIDTH, WIDTH, HEIGHT, real, column, RADIUS, PIXELS)
+        tl.store(out + plane + pixel, y, mask=real)

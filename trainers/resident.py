@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainers import memory
 from trainers.samples import BadSampleError, SampleList, ShardReader
 
 _CHUNK = 256
@@ -23,6 +24,8 @@ class ResidentImages:
     @classmethod
     def of(cls, samples: SampleList, most_bytes: int, device: torch.device, threads: int) -> "ResidentImages | None":
         """Decode `samples`, if they are of one size and take at most `most_bytes`; else None, soon."""
+        if len(samples) * 3 > most_bytes:  # not a pixel of each: nothing needs to be decoded to see that
+            return None
         reader = ShardReader(samples)
         bad: dict[int, BadSampleError] = {}
 
@@ -33,21 +36,18 @@ class ResidentImages:
                 bad[index] = why
                 return None
 
-        pixels: np.ndarray | None = None
+        first = next((found for found in map(image, range(len(samples))) if found is not None), None)
+        if first is None or len(samples) * first.nbytes > most_bytes:
+            return None
+        pixels = np.zeros((len(samples), *first.shape), dtype=np.uint8)
         with ThreadPoolExecutor(threads, "decode") as pool:
             for start in range(0, len(samples), _CHUNK):
                 for index, found in enumerate(pool.map(image, range(start, min(start + _CHUNK, len(samples)))), start):
                     if found is None:
                         continue
-                    if pixels is None:
-                        if len(samples) * found.nbytes > most_bytes:
-                            return None
-                        pixels = np.zeros((len(samples), *found.shape), dtype=np.uint8)
-                    if found.shape != pixels.shape[1:]:
+                    if found.shape != first.shape:
                         return None
                     pixels[index] = found
-        if pixels is None:
-            return None
         return cls(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device), bad)
 
     def raise_if_bad(self, index: int) -> None:
@@ -61,8 +61,9 @@ class ResidentImages:
         Scaled antialiased and bilinear, as torchvision does. A crop is its image between two small matrices, one for the rows
         and one for the columns, so all crops of a batch are two batched products.
         """
-        images = self.pixels[torch.from_numpy(indices).to(self.pixels.device)].float()
-        top, left, height, width = torch.from_numpy(boxes).to(images).permute(2, 1, 0)
+        device = self.pixels.device
+        images = self.pixels[memory.on(device, indices)].float()
+        top, left, height, width = memory.on(device, boxes).float().permute(2, 1, 0)
         rows, columns = _scaling(top, height, images.shape[2], size), _scaling(left, width, images.shape[3], size)
         return (rows[:, :, None] @ images @ columns[:, :, None].mT).round_().to(torch.uint8)
 

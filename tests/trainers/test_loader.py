@@ -18,19 +18,27 @@ from trainers.samples import ROWS_PER_EPOCH, SampleList
 VIEWS = ViewsConfig(num_local=1, global_size=8, local_size=8)
 
 
+def add_png(tar: tarfile.TarFile, row: int, pixels: np.ndarray) -> dict[str, object]:
+    """Put an image into a shard; its line of a training list."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    member = tarfile.TarInfo(f"{row}.png")
+    member.size = buffer.tell()
+    line = {"row_id": row, "shard": Path(str(tar.name)).name, "offset": tar.offset + 512, "size": member.size}
+    buffer.seek(0)
+    tar.addfile(member, buffer)
+    return line
+
+
 def shards(directory: Path, num: int = 10, num_shards: int = 3, repeats: list[int] | None = None) -> SampleList:
     """Images whose red channel is ten times their row id."""
     rows = []
     for shard in range(num_shards):
         with tarfile.open(directory / f"{shard}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for row in range(shard, num, num_shards):
-                buffer = io.BytesIO()
-                Image.fromarray(np.full((12, 12, 3), [row * 10, 0, 0], dtype=np.uint8)).save(buffer, "PNG")
-                member = tarfile.TarInfo(f"{row}.png")
-                member.size = buffer.tell()
-                rows.append({"row_id": row, "shard": f"{shard}.tar", "offset": tar.offset + 512, "size": member.size})
-                buffer.seek(0)
-                tar.addfile(member, buffer)
+            rows += [
+                add_png(tar, row, np.full((12, 12, 3), [row * 10, 0, 0], dtype=np.uint8))
+                for row in range(shard, num, num_shards)
+            ]
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["row_id"]))
     if repeats:
         table = table.append_column("repeats", pa.array(repeats, pa.int32()))

@@ -1,4 +1,3 @@
-import io
 import tarfile
 from pathlib import Path
 
@@ -6,8 +5,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 
+from tests.trainers.test_loader import add_png
 from trainers.config import ViewsConfig
 from trainers.loader import Loader
 from trainers.resident import ResidentImages
@@ -17,16 +16,11 @@ CPU = torch.device("cpu")
 
 
 def noise(directory: Path, *sizes: tuple[int, int]) -> SampleList:
-    rows = []
     with tarfile.open(directory / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for row, size in enumerate(sizes):
-            buffer = io.BytesIO()
-            Image.fromarray(np.random.default_rng(row).integers(0, 256, (*size, 3), dtype=np.uint8)).save(buffer, "PNG")
-            member = tarfile.TarInfo(f"{row}.png")
-            member.size = buffer.tell()
-            rows.append({"row_id": row, "shard": "0.tar", "offset": tar.offset + 512, "size": member.size})
-            buffer.seek(0)
-            tar.addfile(member, buffer)
+        rows = [
+            add_png(tar, row, np.random.default_rng(row).integers(0, 256, (*size, 3), dtype=np.uint8))
+            for row, size in enumerate(sizes)
+        ]
     return SampleList.of(pa.Table.from_pylist(rows), directory)
 
 
