@@ -7,7 +7,7 @@ as many at a time as stay in a core's cache: on the CPU a pass over memory costs
 import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ BLUR_RADIUS = 4
 """A kernel of 9, as DINOv2 blurs."""
 _GRAY = (0.2989, 0.587, 0.114)
 _CACHED_PIXELS = 2**16
-_WHITE, _THIRD = torch.tensor(255.0), torch.tensor(1 / 3)
+_WHITE = torch.tensor(255.0)
 _UNSEEN = 1e-5
 """Taps of a blur that weigh less change no pixel by a hundredth of a level."""
 
@@ -50,23 +50,26 @@ def recolour(crops: Tensor, changes: Changes, mean: Sequence[float] = (0, 0, 0),
     on_cpu = crops.device.type == "cpu"
     out = memory.empty(crops.shape) if on_cpu else torch.empty(crops.shape, device=crops.device)
     together = max(1, _CACHED_PIXELS // crops[0, 0].numel()) if len(crops) else 1
-    scratch = _Scratch.of(together, *crops.shape[2:], device=crops.device)
+    alike = np.lexsort((changes.sigma, changes.order))
+    groups = [
+        some[start : start + together]
+        for some in np.split(alike, np.flatnonzero(np.diff(changes.order[alike])) + 1)
+        for start in range(0, len(some), together)
+    ]
     # Values stay in [0, 255] until the last two passes.
     deviation = torch.tensor(std, device=crops.device)[:, None, None]
     scale, shift = 1 / (255 * deviation), -torch.tensor(mean, device=crops.device)[:, None, None] / deviation
+
+    scratch = _Scratch.of(together, *crops.shape[2:], device=crops.device)
+    given, made = crops.unbind(), out.unbind()
     with one_thread() if on_cpu else nullcontext():
-        for order in np.unique(changes.order):
-            alike = np.flatnonzero(changes.order == order)
-            for start in range(0, len(alike), together):
-                chosen = alike[start : start + together]
-                here = scratch.first(len(chosen))
-                for image, index in zip(here.images, chosen.tolist(), strict=True):
-                    image.copy_(crops[index].flip(2) if changes.flip[index] else crops[index])
-                if order >= 0:
-                    _jitter(here, torch.from_numpy(changes.jitter[chosen]).to(crops.device), ORDERS[order])
-                for number, index in enumerate(chosen.tolist()):
-                    _filter(here.only(number), changes, index)
-                    torch.mul(here.images[number], scale, out=out[index]).add_(shift)
+        for chosen in groups:
+            here = scratch.part(0, len(chosen))
+            for image, index in zip(here.images.unbind(), chosen.tolist(), strict=True):
+                image.copy_(given[index].flip(2) if changes.flip[index] else given[index])
+            _change(here, changes, chosen)
+            for image, index in zip(here.images.unbind(), chosen.tolist(), strict=True):
+                torch.mul(image, scale, out=made[index]).add_(shift)
     return out
 
 
@@ -81,32 +84,32 @@ class _Scratch:
     planes: Tensor
     """(3, N, 1, S, S)."""
     wide: Tensor
-    """(3, S + 8, S + 8)."""
+    """(N, 3, S + 8, S + 8)."""
 
     @classmethod
     def of(cls, num: int, height: int, width: int, *, device: torch.device) -> "_Scratch":
         room = torch.empty(9, num, height, width, device=device)
         pairs = room[:6].view(2, num, 3, height, width)
-        wide = torch.empty(3, height + 2 * BLUR_RADIUS, width + 2 * BLUR_RADIUS, device=device)
+        wide = torch.empty(num, 3, height + 2 * BLUR_RADIUS, width + 2 * BLUR_RADIUS, device=device)
         return cls(pairs[0], pairs[1], room[6:, :, None], wide)
 
-    def first(self, num: int) -> "_Scratch":
-        return replace(self, images=self.images[:num], other=self.other[:num], planes=self.planes[:, :num])
-
-    def only(self, index: int) -> "_Scratch":
-        one = slice(index, index + 1)
-        return replace(self, images=self.images[one], other=self.other[one], planes=self.planes[:, one])
+    def part(self, first: int, end: int) -> "_Scratch":
+        some = slice(first, end)
+        return _Scratch(self.images[some], self.other[some], self.planes[:, some], self.wide[some])
 
 
-def _filter(scratch: _Scratch, changes: Changes, index: int) -> None:
-    """Gray, blur and solarize one crop in place, if these are among its changes."""
-    image = scratch.images[0]
-    if changes.gray[index]:
-        image.copy_(_grayscale(scratch)[0])
-    if changes.sigma[index] > 0:
-        _blur(image, scratch, float(changes.sigma[index]))
-    if changes.solarize[index]:
-        torch.minimum(image, torch.sub(_WHITE, image, out=scratch.other[0]), out=image)
+def _change(scratch: _Scratch, changes: Changes, chosen: np.ndarray) -> None:
+    """Make the changes `chosen` to the images, in place. They have one order and rising sigmas."""
+    images, num = scratch.images, len(chosen)
+    if (order := changes.order[chosen[0]]) >= 0:
+        _jitter(scratch, torch.from_numpy(changes.jitter[chosen]).to(images.device), ORDERS[order])
+    for number in np.flatnonzero(changes.gray[chosen]).tolist():
+        images[number].copy_(_grayscale(scratch.part(number, number + 1))[0])
+    sharp = int((changes.sigma[chosen] == 0).sum())
+    if sharp < num:
+        _blur(scratch.part(sharp, num), changes.sigma[chosen[sharp:]])
+    for number in np.flatnonzero(changes.solarize[chosen]).tolist():
+        torch.minimum(images[number], torch.sub(_WHITE, images[number], out=scratch.other[number]), out=images[number])
 
 
 def _grayscale(scratch: _Scratch) -> Tensor:
@@ -127,8 +130,7 @@ def _jitter(scratch: _Scratch, amount: Tensor, order: Sequence[int]) -> None:
             mean = images.mean((2, 3)) @ images.new_tensor(_GRAY)
             images.mul_(by).add_((1 - by) * mean[:, None, None, None]).clamp_(0, 255)
         elif kind == 2:
-            gray = _grayscale(scratch).mul_(1 - by)
-            images.mul_(by).add_(gray).clamp_(0, 255)
+            torch.lerp(_grayscale(scratch), images, by, out=images).clamp_(0, 255)
         else:
             _turn_hue(scratch, by)
 
@@ -136,7 +138,7 @@ def _jitter(scratch: _Scratch, amount: Tensor, order: Sequence[int]) -> None:
 def _turn_hue(scratch: _Scratch, turn: Tensor) -> None:
     """Rotate the hue of the images by `turn` (N, 1, 1, 1) of the circle, in place.
 
-    With hue h in [0, 1), value v and chroma c, the channels of a colour are v - 6c clamp(1/3 - |h - s|, 0, 1/6), with |.| the
+    With hue h in [0, 1), value v and chroma c, the channels of a colour are v - 2c + 6c clamp(|h - s|, 1/6, 1/3), with |.| the
     distance on the circle, and s a half for red, 5/6 for green and 1/6 for blue: HSV to RGB in closed form.
     """
     red, green, blue = scratch.images.split(1, dim=1)
@@ -154,22 +156,22 @@ def _turn_hue(scratch: _Scratch, turn: Tensor) -> None:
     hue.div_(torch.clamp(chroma, min=1e-6, out=largest)).add_(turn)
 
     distance = torch.sub(hue, hue.new_tensor([1 / 2, 5 / 6, 1 / 6])[:, None, None], out=scratch.other)
-    nearest = torch.round(distance, out=scratch.images)
-    share = torch.sub(_THIRD, distance.sub_(nearest).abs_(), out=distance).clamp_(0, 1 / 6)
-    torch.sub(value, share.mul_(chroma), out=scratch.images)
+    distance.sub_(torch.round(distance, out=scratch.images)).abs_().clamp_(1 / 6, 1 / 3)
+    torch.addcmul(value.sub_(chroma, alpha=1 / 3), distance, chroma, out=scratch.images)
 
 
-def _blur(image: Tensor, scratch: _Scratch, sigma: float) -> None:
-    """Gaussian blur of `image` (3, S, S) in place, its borders reflected."""
-    weights = np.exp(-0.5 * (np.arange(BLUR_RADIUS + 1) / sigma) ** 2)
-    weights /= weights[0] + 2 * weights[1:].sum()
-    radius = int((weights > _UNSEEN).sum()) - 1
-    wide = torch.ops.aten.reflection_pad2d.out(image, [BLUR_RADIUS] * 4, out=scratch.wide)
-    for dim in (1, 2):
-        size = image.shape[dim]
-        sums = torch.mul(wide.narrow(dim, BLUR_RADIUS, size), float(weights[0]))
+def _blur(scratch: _Scratch, sigma: np.ndarray) -> None:
+    """Gaussian blur of the images by `sigma` (N,) in place, their borders reflected."""
+    weights = np.exp(-0.5 * (np.arange(BLUR_RADIUS + 1)[:, None] / sigma) ** 2)
+    weights /= weights[0] + 2 * weights[1:].sum(0)
+    radius = int((weights.max(1) > _UNSEEN).sum()) - 1
+    taps = torch.from_numpy(weights.astype(np.float32)).to(scratch.images.device)[:, :, None, None, None]
+    wide = torch.ops.aten.reflection_pad2d.out(scratch.images, [BLUR_RADIUS] * 4, out=scratch.wide)
+    for dim in (2, 3):
+        size = scratch.images.shape[dim]
+        sums = wide.narrow(dim, BLUR_RADIUS, size) * taps[0]
         for step in range(1, radius + 1):
             for place in (BLUR_RADIUS - step, BLUR_RADIUS + step):
-                sums.add_(wide.narrow(dim, place, size), alpha=float(weights[step]))
+                sums.addcmul_(wide.narrow(dim, place, size), taps[step])
         wide = sums
-    image.copy_(wide)
+    scratch.images.copy_(wide)

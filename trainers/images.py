@@ -97,17 +97,18 @@ def to_square(image: np.ndarray, size: int) -> torch.Tensor:
 
 def crop_resize(image: np.ndarray, top: int, left: int, height: int, width: int, size: int) -> torch.Tensor:
     """Cut a box out of (H, W, 3) uint8 and scale it, antialiased and bilinear, to (3, size, size) uint8."""
-    out = torch.empty(3, size, size, dtype=torch.uint8)
+    out = np.empty((size, size, 3), dtype=np.uint8)
     crop_resize_into(out, image, top, left, height, width)
-    return out
+    return torch.from_numpy(out.transpose(2, 0, 1))
 
 
-def crop_resize_into(out: torch.Tensor, image: np.ndarray, top: int, left: int, height: int, width: int) -> None:
-    """As `crop_resize`, into `out` (3, size, size) uint8."""
+def crop_resize_into(out: np.ndarray, image: np.ndarray, top: int, left: int, height: int, width: int) -> None:
+    """As `crop_resize`, into `out` (S, S, 3) uint8."""
     box = image[top : top + height, left : left + width]
-    if (height, width) == out.shape[1:]:
-        np.copyto(out.numpy(), box.transpose(2, 0, 1))
+    if box.shape == out.shape:
+        np.copyto(out, box)
         return
-    # As a view with channels last, the box needs no copy, and torch has vector code for it that runs in this thread alone.
-    view = torch.from_numpy(box).permute(2, 0, 1)[None]
-    torch.ops.aten._upsample_bilinear2d_aa.out(view, out.shape[1:], False, None, None, out=out[None])
+    # With channels last on both sides torch has vector code, and copies nothing. Views are numpy's: those of torch let go of
+    # the interpreter and want it back, for which threads wait on one another.
+    wide, small = (torch.from_numpy(part.transpose(2, 0, 1)[None]) for part in (box, out))
+    torch.ops.aten._upsample_bilinear2d_aa.out(wide, out.shape[:2], False, None, None, out=small)

@@ -175,8 +175,9 @@ class Loader:
     def _begin(self, step: int, pool: ThreadPoolExecutor, sizes: tuple[int, int]) -> _Begun:
         positions, indices, draws = self._drawn(step)
         crops = self._empty(len(positions), sizes)
+        into = [group.permute(0, 1, 3, 4, 2).numpy() for group in crops]
         places = np.array_split(np.arange(len(positions)), min(len(positions), 4 * self._threads))
-        work = tuple(pool.submit(self._cut, positions, indices, some, crops, draws) for some in places)
+        work = tuple(pool.submit(self._cut, positions, indices, some, into, draws) for some in places)
         return _Begun(positions, indices, crops, draws, work)
 
     def _finish(self, begun: _Begun) -> Batch:
@@ -227,22 +228,28 @@ class Loader:
         return self._planned[1][within * size : (within + 1) * size].copy()
 
     def _empty(self, num: int, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Room for the global and the local crops of `num` samples, from where a GPU can fetch them if there is one."""
+        """Room for the global and the local crops of `num` samples, from where a GPU can fetch them if there is one.
+
+        (V, B, 3, S, S) with the channels of a pixel beside each other, as they are in decoded images.
+        """
         views = (self._config.num_global, self._config.num_local)
-        shapes = [(count, num, 3, size, size) for count, size in zip(views, sizes, strict=True)]
+        shapes = [(count, num, size, size, 3) for count, size in zip(views, sizes, strict=True)]
         if torch.cuda.is_available():
             room = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
         else:
             room = [memory.empty(shape, torch.uint8) for shape in shapes]
-        return room[0], room[1]
+        return room[0].permute(0, 1, 4, 2, 3), room[1].permute(0, 1, 4, 2, 3)
 
     def _cut(
-        self, positions: np.ndarray, indices: np.ndarray, places: np.ndarray, crops: tuple[Tensor, Tensor], draws: views.Draws
+        self, positions: np.ndarray, indices: np.ndarray, places: np.ndarray, crops: list[np.ndarray], draws: views.Draws
     ) -> list[_Replaced]:
-        """Fill the `places` of `crops`. Of a sample that cannot be read, says why, and puts into `indices` what replaces it."""
+        """Fill the `places` of `crops`, (V, B, S, S, 3) of each kind.
+
+        Of a sample that cannot be read, says why, and puts into `indices` what replaces it.
+        """
         replaced = []
         for place in places.tolist():
-            into = [*crops[0][:, place].unbind(), *crops[1][:, place].unbind()]
+            into = [*crops[0][:, place], *crops[1][:, place]]
             cut = partial(self._cut_one, draws=draws, place=place, into=into)
             try:
                 cut(int(indices[place]))
@@ -251,7 +258,7 @@ class Loader:
                 indices[place] = self._another(int(positions[place]), cut)
         return replaced
 
-    def _cut_one(self, index: int, draws: views.Draws, place: int, into: list[Tensor]) -> None:
+    def _cut_one(self, index: int, draws: views.Draws, place: int, into: list[np.ndarray]) -> None:
         content = self._reader.read(index)
         try:
             views.cut(content, draws, place, into)

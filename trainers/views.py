@@ -61,10 +61,11 @@ class Draws:
         whole = np.array([height, width])
         tries = np.rint(self.sides[samples] * math.sqrt(height * width))
         fits = ((tries > 0) & (tries <= whole)).all(axis=-1)
-        first = fits.argmax(axis=-1)[..., None]
+        first = fits.argmax(axis=-1)
+        first_fitting = tries.reshape(-1, _TRIES, 2)[np.arange(first.size), first.ravel()].reshape(*first.shape, 2)
+        fit = fits.any(axis=-1, keepdims=True)
         largest = [min(height, round(width / _RATIO[0])), min(width, round(height * _RATIO[1]))]
-        fit = np.take_along_axis(fits, first, axis=-1)
-        size = np.where(fit, np.take_along_axis(tries, first[..., None], axis=-2)[..., 0, :], largest)
+        size = np.where(fit, first_fitting, largest)
         place = self.numbers[samples, :, _PLACE:_COLOUR]
         corner = np.where(fit, np.floor(place * (whole - size + 1)), (whole - size) // 2)
         return np.concatenate([corner, size], axis=-1).astype(np.int64)
@@ -88,11 +89,11 @@ class Draws:
         )
 
 
-def cut(content: bytes, draws: Draws, sample: int, crops: Sequence[Tensor]) -> None:
-    """Decode the image of one sample and cut its views into `crops`, V of (3, S, S) uint8. Raises DataError if it cannot."""
+def cut(content: bytes, draws: Draws, sample: int, crops: Sequence[np.ndarray]) -> None:
+    """Decode the image of one sample and cut its views into `crops`, V of (S, S, 3) uint8. Raises DataError if it cannot."""
     height, width = size_of(content)
     boxes = draws.boxes(sample, height, width)
-    spare = min(min(box[2:]) / crop.shape[1] for box, crop in zip(boxes.tolist(), crops, strict=True)) / _SPARE
+    spare = min(min(box[2:]) / len(crop) for box, crop in zip(boxes.tolist(), crops, strict=True)) / _SPARE
     image = decode(content, next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(spare, 1)))
     if image.shape[:2] != (height, width):
         edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

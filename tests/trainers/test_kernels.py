@@ -30,6 +30,8 @@ def test_every_change_in_every_order_is_that_of_the_twin(shape: tuple[int, int])
     found = kernels.recolour(crops.to(DEVICE), changes, mean, std).cpu()
     expected = colour.recolour(crops, changes, mean, std)
     assert torch.allclose(found, expected, atol=1e-3)
+    beside = crops.to(DEVICE, memory_format=torch.channels_last)
+    assert torch.equal(kernels.recolour(beside, changes, mean, std).cpu(), found)
     half = kernels.recolour(crops.to(DEVICE), changes, mean, std, torch.bfloat16).cpu()
     assert half.dtype == torch.bfloat16
     assert torch.allclose(half.float(), expected, atol=1e-3, rtol=2**-7)

@@ -139,9 +139,9 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 def cut(config: ViewsConfig, content: bytes, sample: int = 0) -> list[torch.Tensor]:
     sizes = [config.global_size] * config.num_global + [config.local_size] * config.num_local
-    crops = [torch.empty(3, size, size, dtype=torch.uint8) for size in sizes]
+    crops = [np.empty((size, size, 3), dtype=np.uint8) for size in sizes]
     views.cut(content, views.Draws.of(config, np.array([sample]), stream=1), 0, crops)
-    return crops
+    return [torch.from_numpy(crop.transpose(2, 0, 1)) for crop in crops]
 
 
 def test_crops_are_cut_and_scaled_as_torchvision_does() -> None:
