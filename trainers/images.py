@@ -1,6 +1,7 @@
 """Bytes to pixels, under limits: images come from outside."""
 
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +29,21 @@ def size_of(content: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def decode(content: bytes, reduction: int = 1) -> np.ndarray:
+class _Room(threading.local):
+    """Memory of this thread's own: fresh memory of this size would come from the system, page by page, for every image."""
+
+    def __init__(self) -> None:
+        self.pixels = np.empty(2**25, dtype=np.uint8)
+
+
+_room = _Room()
+
+
+def decode(content: bytes, reduction: int = 1, *, lasting: bool = True) -> np.ndarray:
     """Decode one image to (H, W, 3) uint8 RGB. Raises DataError with a short reason if it cannot be.
 
     A JPEG comes out `reduction` (1, 2, 4 or 8) times smaller, rounded up, which skips most of the work after the entropy
-    coding; other formats come out whole.
+    coding; other formats come out whole. An image that is not `lasting` is there until this thread decodes another such.
     """
     if not content:
         raise DataError("empty file")
@@ -43,8 +54,9 @@ def decode(content: bytes, reduction: int = 1) -> np.ndarray:
         return _decode_with_pillow(content)
     # The decoder takes the smallest of its scales that gives at least these sides.
     least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
+    room = None if lasting or 3 * height * width > _room.pixels.nbytes else _room.pixels
     try:
-        return np.asarray(simplejpeg.decode_jpeg(content, colorspace="RGB", **least))
+        return np.asarray(simplejpeg.decode_jpeg(content, colorspace="RGB", buffer=room, **least))
     except ValueError as error:
         raise DataError(f"corrupt JPEG: {error}") from None
 

@@ -94,7 +94,7 @@ def cut(content: bytes, draws: Draws, sample: int, crops: Sequence[np.ndarray]) 
     height, width = size_of(content)
     boxes = draws.boxes(sample, height, width)
     spare = min(min(box[2:]) / len(crop) for box, crop in zip(boxes.tolist(), crops, strict=True)) / _SPARE
-    image = decode(content, next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(spare, 1)))
+    image = decode(content, next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(spare, 1)), lasting=False)
     if image.shape[:2] != (height, width):
         edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         edges = np.rint(edges * np.tile(np.array(image.shape[:2]) / (height, width), 2)).astype(np.int64)

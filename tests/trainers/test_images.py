@@ -29,6 +29,16 @@ def test_jpeg_decodes_as_pillow_does() -> None:
     assert np.abs(images.decode(content) - expected).max() <= 2
 
 
+@pytest.mark.parametrize("room", [2**20, 10])
+def test_an_image_that_need_not_last_is_the_same(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    monkeypatch.setattr(images._room, "pixels", np.full(room, 7, dtype=np.uint8))
+    contents = [encode(PIXELS, "JPEG"), encode(PIXELS[:7, :9], "JPEG"), encode(PIXELS[:, ::-1], "PNG")]
+    lasting = [images.decode(content) for content in contents]
+    for content, expected in zip(contents, lasting, strict=True):
+        assert np.array_equal(images.decode(content, lasting=False), expected)
+    assert np.array_equal(images.decode(contents[0], 2, lasting=False), images.decode(contents[0], 2))
+
+
 def test_gray_palette_cmyk_and_sixteen_bits_become_rgb() -> None:
     gray = PIXELS[:, :, 0]
     assert np.array_equal(images.decode(encode(gray, "PNG")), np.repeat(gray[:, :, None], 3, 2))

@@ -158,7 +158,7 @@ def test_crops_are_cut_and_scaled_as_torchvision_does() -> None:
 def test_a_large_jpeg_is_decoded_small_only_if_no_crop_wants_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ViewsConfig(num_local=2, global_size=64, local_size=32)
     reductions = []
-    monkeypatch.setattr(views, "decode", lambda content, by: reductions.append(by) or decode(content, by))
+    monkeypatch.setattr(views, "decode", lambda content, by, **rest: reductions.append(by) or decode(content, by, **rest))
     for height, width in [(90, 120), (300, 401), (1500, 2001)]:
         content = jpeg(smooth(height, width))
         whole = torch.from_numpy(decode(content)).permute(2, 0, 1)
