@@ -29,10 +29,7 @@ def recolour(
 ) -> Tensor:
     """As `colour.recolour`, into `dtype`; crops of which both sides are larger than the blur reaches."""
     num, _, height, width = crops.shape
-    device = crops.device
-    if not crops.is_contiguous(memory_format=torch.channels_last):
-        crops = crops.contiguous()
-    _, channel, _, step = crops.stride()
+    crops, device = crops.contiguous(memory_format=torch.channels_last), crops.device  # as the loader makes them
     out = torch.empty(crops.shape, dtype=dtype, device=device)
     blurred = int((changes.sigma > 0).sum())
     laid_by = torch.empty(2, blurred, 3, height, width, device=device)
@@ -42,9 +39,9 @@ def recolour(
     sums = torch.empty(num, tiles, device=device)
     sizes = {"HEIGHT": height, "WIDTH": width, "NUMBERS": _NUMBERS, "PIXELS": _PIXELS}
     if num:
-        _gray_sums[(num, tiles)](crops, table, sums, CHANNEL=channel, STEP=step, **sizes)
+        _gray_sums[(num, tiles)](crops, table, sums, **sizes)
         gray = sums.sum(1) / (height * width)  # not by atomic additions, whose order changes the last bits
-        _colours[(num, tiles)](crops, table, gray, normal, laid_by, out, CHANNEL=channel, STEP=step, **sizes)
+        _colours[(num, tiles)](crops, table, gray, normal, laid_by, out, **sizes)
     if blurred:
         chosen = memory.on(device, np.flatnonzero(changes.sigma > 0))
         for last, (x, into) in enumerate(((laid_by[0], laid_by[1]), (laid_by[1], out))):
@@ -102,42 +99,29 @@ def _change(red, green, blue, kind, by, mean):
 
 
 @triton.jit
-def _load(
-    crops, mine, CHANNEL: tl.constexpr, STEP: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PIXELS: tl.constexpr
-):  # fmt: skip
-    """This program's pixels of its crop: where they go (PIXELS,), which are real, and their channels, flipped if asked.
-
-    Channels of a pixel are CHANNEL apart, pixels STEP.
-    """
+def _load(crops, mine, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PIXELS: tl.constexpr):
+    """This program's pixels of its crop: where they go (PIXELS,), which are real, and their channels, flipped if asked."""
     pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     real = pixel < HEIGHT * WIDTH
     column = pixel % WIDTH
     mirrored = pixel - column + (WIDTH - 1 - column)
     source = tl.where(tl.load(mine + 8) > 0, mirrored, pixel)
-    at = crops + tl.program_id(0).to(tl.int64) * 3 * HEIGHT * WIDTH + source * STEP
+    at = crops + tl.program_id(0).to(tl.int64) * 3 * HEIGHT * WIDTH + 3 * source
     red = tl.load(at, mask=real, other=0).to(tl.float32)
-    green = tl.load(at + CHANNEL, mask=real, other=0).to(tl.float32)
-    blue = tl.load(at + 2 * CHANNEL, mask=real, other=0).to(tl.float32)
+    green = tl.load(at + 1, mask=real, other=0).to(tl.float32)
+    blue = tl.load(at + 2, mask=real, other=0).to(tl.float32)
     return pixel, real, red, green, blue
 
 
 @triton.jit
 def _gray_sums(
-    crops,
-    table,
-    sums,
-    CHANNEL: tl.constexpr,
-    STEP: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    NUMBERS: tl.constexpr,
-    PIXELS: tl.constexpr,
-):
+    crops, table, sums, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, NUMBERS: tl.constexpr, PIXELS: tl.constexpr
+):  # fmt: skip
     """Add up the gray of a tile as it is when contrast comes."""
     mine = table + tl.program_id(0) * NUMBERS
     total = 0.0
     if tl.load(mine) >= 0:
-        _, real, red, green, blue = _load(crops, mine, CHANNEL, STEP, HEIGHT, WIDTH, PIXELS)
+        _, real, red, green, blue = _load(crops, mine, HEIGHT, WIDTH, PIXELS)
         comes = True
         for turn in tl.static_range(4):
             kind = tl.load(mine + turn).to(tl.int32)
@@ -163,15 +147,13 @@ def _colours(
     normal,
     laid_by,
     out,
-    CHANNEL: tl.constexpr,
-    STEP: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     NUMBERS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
     mine = table + tl.program_id(0) * NUMBERS
-    pixel, real, red, green, blue = _load(crops, mine, CHANNEL, STEP, HEIGHT, WIDTH, PIXELS)
+    pixel, real, red, green, blue = _load(crops, mine, HEIGHT, WIDTH, PIXELS)
     mean = tl.load(gray_mean + tl.program_id(0))
     for turn in tl.static_range(4):
         kind = tl.load(mine + turn).to(tl.int32)

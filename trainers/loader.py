@@ -174,11 +174,12 @@ class Loader:
 
     def _begin(self, step: int, pool: ThreadPoolExecutor, sizes: tuple[int, int]) -> _Begun:
         positions, indices, draws = self._drawn(step)
-        crops = self._empty(len(positions), sizes)
-        into = [group.permute(0, 1, 3, 4, 2).numpy() for group in crops]
+        room = self._empty(len(positions), sizes)
+        into = [group.numpy() for group in room]
         places = np.array_split(np.arange(len(positions)), min(len(positions), 4 * self._threads))
         work = tuple(pool.submit(self._cut, positions, indices, some, into, draws) for some in places)
-        return _Begun(positions, indices, crops, draws, work)
+        global_crops, local_crops = (group.permute(0, 1, 4, 2, 3) for group in room)
+        return _Begun(positions, indices, (global_crops, local_crops), draws, work)
 
     def _finish(self, begun: _Begun) -> Batch:
         began = time.perf_counter()
@@ -227,18 +228,16 @@ class Loader:
             self._planned = block, self.order(np.concatenate([self._positions(s) for s in steps]))
         return self._planned[1][within * size : (within + 1) * size].copy()
 
-    def _empty(self, num: int, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _empty(self, num: int, sizes: tuple[int, int]) -> list[Tensor]:
         """Room for the global and the local crops of `num` samples, from where a GPU can fetch them if there is one.
 
-        (V, B, 3, S, S) with the channels of a pixel beside each other, as they are in decoded images.
+        (V, B, S, S, 3): the channels of a pixel lie beside each other, as they do in decoded images.
         """
         views = (self._config.num_global, self._config.num_local)
         shapes = [(count, num, size, size, 3) for count, size in zip(views, sizes, strict=True)]
         if torch.cuda.is_available():
-            room = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
-        else:
-            room = [memory.empty(shape, torch.uint8) for shape in shapes]
-        return room[0].permute(0, 1, 4, 2, 3), room[1].permute(0, 1, 4, 2, 3)
+            return [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
+        return [memory.empty(shape, torch.uint8) for shape in shapes]
 
     def _cut(
         self, positions: np.ndarray, indices: np.ndarray, places: np.ndarray, crops: list[np.ndarray], draws: views.Draws
