@@ -2,7 +2,7 @@
 
 `rrc224`: one RandomResizedCrop(224, (0.08, 1)) of an image, uint8. `dino-views`: two crops of 224 and eight of 96 pixels with
 the colours of DINO, float32 and normalised. Peers decode with Pillow and transform image by image with torchvision, as their
-users do, in processes; ours decodes in threads. Each has whichever of one, two or three of them is fastest.
+users do. Each has whichever of one, two or three processes is fastest.
 `images_per_s` counts after a few batches; `first_batch` is the seconds until one is there.
 
     python benchmarks/loader.py --images photos.tar
@@ -76,7 +76,7 @@ def windrow(shards: list[Path], case: str, workers: int) -> Batches:
     config = ViewsConfig(num_local=8)
     if case == "rrc224":
         config = ViewsConfig(num_global=1, num_local=0, global_scale=(0.08, 1))
-    loader = Loader(samples_of(shards), config, seed=0, global_batch_size=BATCH, threads=workers)
+    loader = Loader(samples_of(shards), config, seed=0, global_batch_size=BATCH, workers=workers)
     for batch in loader.batches(0, 10**6):
         if case == "rrc224":
             yield batch.global_crops

@@ -13,7 +13,6 @@ share of its time in which it had no batch. `official-dino` needs `--official-di
 
 import argparse
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -159,7 +158,7 @@ def from_jpegs(
     if args.images is None:
         raise harness.Skipped("give --images PHOTOS.tar")
     samples = loader.samples_of(loader.shards_of(args.images))
-    batches = Loader(samples, case.views, seed=seed, global_batch_size=case.batch, threads=os.cpu_count() or 1)
+    batches = Loader(samples, case.views, seed=seed, global_batch_size=case.batch)
     engine, times = engine_of(case, device, seed, len(samples)), clocks()
     shown = batches.batches(0, 10**6)
     return lambda: engine.step(engine.views(next(shown)), next(times)), lambda: batches.waited

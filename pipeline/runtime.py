@@ -121,10 +121,15 @@ class Runtime:
         actor = ray.remote(num_cpus=share, num_gpus=1 if on_gpu else 0)(_Rank)
         actors = [actor.remote() for _ in range(num_ranks)]
         try:
-            address = _get(ray, actors[0].address.remote())
+            # Ranks of a machine follow one another, as torch expects of groups within machines.
+            nodes: list[str] = _get(ray, [a.node.remote() for a in actors])
+            by_node = sorted(zip(nodes, actors, strict=True), key=lambda placed: placed[0])
+            address = _get(ray, by_node[0][1].address.remote())
             streams = [
-                a.run.options(num_returns="streaming").remote(rank, num_ranks, address, on_gpu, function, args)
-                for rank, a in enumerate(actors)
+                a.run.options(num_returns="streaming").remote(
+                    rank, num_ranks, nodes.count(node), address, on_gpu, function, args
+                )
+                for rank, (node, a) in enumerate(by_node)
             ]
             open_streams = list(streams)
             while open_streams:
@@ -145,6 +150,13 @@ class Runtime:
 class _Rank:
     """One process of a torch process group."""
 
+    def node(self) -> str:
+        """Which machine of the cluster this is on."""
+        import ray
+
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
     def address(self) -> str:
         """Where rank 0 will listen."""
         import ray
@@ -158,6 +170,7 @@ class _Rank:
         self,
         rank: int,
         num_ranks: int,
+        num_on_machine: int,
         address: str,
         on_gpu: bool,
         function: Callable[..., Iterator[object]],
@@ -165,6 +178,7 @@ class _Rank:
     ) -> Iterator[object]:
         import torch.distributed as dist
 
+        os.environ["LOCAL_WORLD_SIZE"] = str(num_on_machine)  # as torchrun says it
         if num_ranks > 1:
             dist.init_process_group("nccl" if on_gpu else "gloo", init_method=address, rank=rank, world_size=num_ranks)
         yield from function(*args)

@@ -211,7 +211,7 @@ class TrainConfig(Config):
             "checkpoint_activations",
             "checkpoint_every",
             "log_every",
-            "threads",
+            "workers",
             "evaluate_every",
             "keep_encoders",
             "tensorboard",
@@ -267,8 +267,8 @@ class TrainConfig(Config):
     """Samples that cannot be read are replaced by others, up to this share of those shown; of the first 1,000 that many."""
     resident_gib: float = Field(default=1.0, ge=0)
     """Images that are all of one size and take at most so many GiB are decoded once and stay on the device of each rank."""
-    threads: int = Field(default=2, ge=1)
-    """Decoding threads of each rank."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes of each rank that decode samples and cut their crops. Left out: its share of the cores, at most eight."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what a kill can cost."""
     log_every: int = Field(default=10, ge=1)

@@ -25,6 +25,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def ranks_here() -> int:
+    """Ranks on this machine, as torchrun and `pipeline.runtime` say it; all of them if nobody does."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all ranks, in place, without gradient."""
     if world_size() > 1:
@@ -47,8 +52,7 @@ def parallelise(method: nn.Module, mode: str, device: torch.device, *, bf16: boo
     state = [*method.named_parameters(), *method.named_buffers()]
     whole = {name: tensor.detach() for name, tensor in state} if rank() == 0 else {}
     method.to("meta")
-    per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    split = {"ddp": 1, "fsdp": world_size(), "hsdp": per_machine}[mode]
+    split = {"ddp": 1, "fsdp": world_size(), "hsdp": ranks_here()}[mode]
     mesh = init_device_mesh(device.type, (world_size() // split, split), mesh_dim_names=("replicate", "shard"))
     # What is outside of the blocks stays fp32, and with it, under autocast, what is added up from block to block.
     in_blocks = (

@@ -1,15 +1,16 @@
 """The loader: selected samples from tar shards, in an order that depends on the seed alone.
 
 The samples shown during training are one endless stream (`order`); step s is the positions [s·G, (s + 1)·G) of it for a global
-batch G. Ranks take turns inside a step. So any number of ranks and threads sees the same steps, and resuming at a step needs
-no state but its number.
+batch G. Ranks take turns inside a step. So any number of ranks and processes sees the same steps, and resuming at a step
+needs no state but its number.
 """
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from curation import rng
 from curation.errors import DataError
-from trainers import memory, views
+from trainers import cutting, memory, views
 from trainers.config import ViewsConfig
+from trainers.distributed import ranks_here
 from trainers.order import Balanced, Distinct, Mixed, Order, OrderName, Shuffled
 from trainers.resident import ResidentImages
 from trainers.samples import RESTORE, BadSampleError, SampleList, ShardReader
 
 _AHEAD = 2
+_MOST_WORKERS = 8
 _PLANNED = 4096
 _REPLACEMENTS = 20
 _BEFORE_JUDGED = 1000
@@ -53,15 +56,13 @@ class Batch:
     """(R,) int64: rows ids that should be here but cannot be read; others stand in for them."""
 
 
-@dataclass
-class _Begun:
-    """A batch whose samples are being decoded."""
+@dataclass(frozen=True)
+class _Shown:
+    """What one rank shows at a step, and how."""
 
     positions: np.ndarray
     indices: np.ndarray
-    crops: tuple[Tensor, Tensor]
     draws: views.Draws
-    work: tuple[Future[list["_Replaced"]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Loader:
         global_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        threads: int = 2,
+        workers: int | None = None,
         order: OrderName = "shuffled",
         max_bad_fraction: float = 0.01,
         most_resident_bytes: int = 0,
@@ -106,13 +107,16 @@ class Loader:
         if missing:
             raise DataError(f"{len(missing):,} of {len(samples.shards):,} shards are missing, such as {missing[0]}. {RESTORE}")
         self._samples = samples
-        self._resident = ResidentImages.of(samples, most_resident_bytes, device or torch.device("cpu"), threads)
+        workers = workers or min(_MOST_WORKERS, max(1, _cores() // ranks_here()))
+        self._resident = ResidentImages.of(samples, most_resident_bytes, device or torch.device("cpu"), workers)
         self._reader = ShardReader(samples)
         self._config = config
         self._seed = seed
         self._global_batch_size = global_batch_size
         self._rank, self._world_size = rank, world_size
-        self._threads = threads
+        self._workers = workers
+        if self._resident is None:
+            cutting.server()  # there by the time that networks are built
         self._order = _order_of(samples, order, seed, global_batch_size)
         self._max_bad_fraction = max_bad_fraction
         self._planned: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
@@ -131,65 +135,66 @@ class Loader:
         return self._order.at(positions)
 
     def batches(self, first_step: int, num_steps: int, sizes: tuple[int, int] | None = None) -> Iterator[Batch]:
-        """The batches of steps `first_step` to `first_step + num_steps`, decoded ahead in threads.
+        """The batches of steps `first_step` to `first_step + num_steps`, decoded ahead in processes.
 
         `sizes` of the global and the local crops take the place of those of the configuration.
         """
         sizes = sizes or (self._config.global_size, self._config.local_size)
-        end = first_step + num_steps
+        steps = range(first_step, first_step + num_steps)
         if self._resident is not None:
-            for step in range(first_step, end):
-                yield self._from_memory(step, self._resident, sizes)
+            yield from (self._from_memory(self._shown(step), self._resident, sizes) for step in steps)
             return
-        # Torch, too, may use one thread in each of these: to share out operations as small as theirs costs more than it gains.
-        with ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            ahead: deque[_Begun] = deque()
-            try:
-                for step in range(first_step, end + _AHEAD):
-                    if step < end:
-                        ahead.append(self._begin(step, pool, sizes))
-                    if step >= first_step + _AHEAD:
-                        yield self._finish(ahead.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        room = cutting.Room(
+            shards=[str(shard) for shard in self._samples.shards],
+            slots=_AHEAD + 1,
+            batch_size=self._global_batch_size // self._world_size,
+            views=list(zip((self._config.num_global, self._config.num_local), sizes, strict=True)),
+        )
+        with closing(cutting.Cutters(room, self._workers)) as cutters:
+            ahead: deque[tuple[int, _Shown]] = deque()
+            for step in range(first_step, first_step + num_steps + _AHEAD):
+                if step in steps:
+                    ahead.append((step % room.slots, self._shown(step)))
+                    slot, shown = ahead[-1]
+                    cutters.begin(slot, self._samples, shown.indices, shown.draws)
+                if step - _AHEAD in steps:
+                    slot, shown = ahead.popleft()
+                    yield self._from_cutters(shown, cutters, slot)
 
-    def _from_memory(self, step: int, images: ResidentImages, sizes: tuple[int, int]) -> Batch:
-        began = time.perf_counter()
-        positions, indices, draws = self._drawn(step)
-        bad = []
-        for place in np.flatnonzero(np.isin(indices, list(images.bad))).tolist():
-            index = int(indices[place])
-            bad.append(_Replaced(index, images.bad[index]))
-            indices[place] = self._another(int(positions[place]), images.raise_if_bad)
-        boxes = draws.boxes(slice(None), *images.pixels.shape[2:])
-        num = self._config.num_global
-        crops = images.cut(indices, boxes[:, :num], sizes[0]), images.cut(indices, boxes[:, num:], sizes[1])
-        self.waited += time.perf_counter() - began
-        return self._batch(_Begun(positions, indices, crops, draws), bad)
-
-    def _drawn(self, step: int) -> tuple[np.ndarray, np.ndarray, views.Draws]:
-        """This rank's positions in the stream at `step`, what is there, and how it is shown."""
+    def _shown(self, step: int) -> _Shown:
         positions = self._positions(step)
-        return positions, self._indices(step), views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
+        draws = views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
+        return _Shown(positions, self._indices(step), draws)
 
-    def _begin(self, step: int, pool: ThreadPoolExecutor, sizes: tuple[int, int]) -> _Begun:
-        positions, indices, draws = self._drawn(step)
-        room = self._empty(len(positions), sizes)
-        into = [group.numpy() for group in room]
-        places = np.array_split(np.arange(len(positions)), min(len(positions), 4 * self._threads))
-        work = tuple(pool.submit(self._cut, positions, indices, some, into, draws) for some in places)
-        global_crops, local_crops = (group.permute(0, 1, 4, 2, 3) for group in room)
-        return _Begun(positions, indices, (global_crops, local_crops), draws, work)
-
-    def _finish(self, begun: _Begun) -> Batch:
+    def _from_memory(self, shown: _Shown, images: ResidentImages, sizes: tuple[int, int]) -> Batch:
         began = time.perf_counter()
-        bad = [one for work in begun.work for one in work.result()]
+        bad = []
+        for place in np.flatnonzero(np.isin(shown.indices, list(images.bad))).tolist():
+            why = images.bad[int(shown.indices[place])]
+            bad.append(self._replace(shown, place, why, images.raise_if_bad))
+        boxes = shown.draws.boxes(slice(None), *images.pixels.shape[2:])
+        num = self._config.num_global
+        crops = images.cut(shown.indices, boxes[:, :num], sizes[0]), images.cut(shown.indices, boxes[:, num:], sizes[1])
         self.waited += time.perf_counter() - began
-        return self._batch(begun, bad)
+        return self._batch(shown, crops, bad)
 
-    def _batch(self, begun: _Begun, bad: list["_Replaced"]) -> Batch:
+    def _from_cutters(self, shown: _Shown, cutters: cutting.Cutters, slot: int) -> Batch:
+        began = time.perf_counter()
+        crops, places = cutters.crops(slot)
+        bad = []
+        for place in places.tolist():
+            use = partial(self._cut, draws=shown.draws, place=place, into=[crop for group in crops for crop in group[:, place]])
+            try:
+                use(int(shown.indices[place]))
+            except BadSampleError as why:
+                bad.append(self._replace(shown, place, why, use))
+        first, second = (_own(group).permute(0, 1, 4, 2, 3) for group in crops)
+        self.waited += time.perf_counter() - began
+        return self._batch(shown, (first, second), bad)
+
+    def _batch(self, shown: _Shown, crops: tuple[Tensor, Tensor], bad: list["_Replaced"]) -> Batch:
         """What is given out. Raises DataError once too much of it stands in for what cannot be read."""
-        self.shown += len(begun.indices)
+        self.shown += len(shown.indices)
         self.replaced += len(bad)
         if self.replaced > self._max_bad_fraction * max(self.shown, _BEFORE_JUDGED):
             raise DataError(
@@ -198,13 +203,13 @@ class Loader:
             ) from bad[0].why
         label = self._samples.label
         return Batch(
-            row_id=self._samples.row_id[begun.indices],
-            index=begun.indices,
-            label=np.full(len(begun.indices), -1) if label is None else label[begun.indices],
-            position=begun.positions,
-            global_crops=begun.crops[0],
-            local_crops=begun.crops[1],
-            draws=begun.draws,
+            row_id=self._samples.row_id[shown.indices],
+            index=shown.indices,
+            label=np.full(len(shown.indices), -1) if label is None else label[shown.indices],
+            position=shown.positions,
+            global_crops=crops[0],
+            local_crops=crops[1],
+            draws=shown.draws,
             replaced=self._samples.row_id[[one.index for one in bad]],
         )
 
@@ -228,54 +233,38 @@ class Loader:
             self._planned = block, self.order(np.concatenate([self._positions(s) for s in steps]))
         return self._planned[1][within * size : (within + 1) * size].copy()
 
-    def _empty(self, num: int, sizes: tuple[int, int]) -> list[Tensor]:
-        """Room for the global and the local crops of `num` samples, from where a GPU can fetch them if there is one.
-
-        (V, B, S, S, 3): the channels of a pixel lie beside each other, as they do in decoded images.
-        """
-        views = (self._config.num_global, self._config.num_local)
-        shapes = [(count, num, size, size, 3) for count, size in zip(views, sizes, strict=True)]
-        if torch.cuda.is_available():
-            return [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
-        return [memory.empty(shape, torch.uint8) for shape in shapes]
-
-    def _cut(
-        self, positions: np.ndarray, indices: np.ndarray, places: np.ndarray, crops: list[np.ndarray], draws: views.Draws
-    ) -> list[_Replaced]:
-        """Fill the `places` of `crops`, (V, B, S, S, 3) of each kind.
-
-        Of a sample that cannot be read, says why, and puts into `indices` what replaces it.
-        """
-        replaced = []
-        for place in places.tolist():
-            into = [*crops[0][:, place], *crops[1][:, place]]
-            cut = partial(self._cut_one, draws=draws, place=place, into=into)
-            try:
-                cut(int(indices[place]))
-            except BadSampleError as why:
-                replaced.append(_Replaced(int(indices[place]), why))
-                indices[place] = self._another(int(positions[place]), cut)
-        return replaced
-
-    def _cut_one(self, index: int, draws: views.Draws, place: int, into: list[np.ndarray]) -> None:
+    def _cut(self, index: int, draws: views.Draws, place: int, into: list[np.ndarray]) -> None:
         content = self._reader.read(index)
         try:
             views.cut(content, draws, place, into)
         except DataError as error:
             raise self._samples.bad(index, error) from error
 
-    def _another(self, position: int, use: Callable[[int], None]) -> int:
-        """Use another sample in place of the one at `position` of the stream: the first that `use` takes; returns its index."""
-        ends = self._ends
-        tries = rng.uniform(rng.key(self._seed, "replacements"), np.array([position]), _REPLACEMENTS)[0] * ends[-1]
-        for index in np.searchsorted(ends, tries, side="right").tolist():
+    def _replace(self, shown: _Shown, place: int, why: BadSampleError, use: Callable[[int], None]) -> "_Replaced":
+        """Use another sample in place of the one at `place`: the first that `use` takes."""
+        bad = int(shown.indices[place])
+        position = shown.positions[place : place + 1]
+        tries = rng.uniform(rng.key(self._seed, "replacements"), position, _REPLACEMENTS)[0] * self._ends[-1]
+        for index in np.searchsorted(self._ends, tries, side="right").tolist():
             try:
                 use(index)
             except BadSampleError as error:
                 why = error
             else:
-                return index
+                shown.indices[place] = index
+                return _Replaced(bad, why)
         raise why
+
+
+def _cores() -> int:
+    """Those this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _own(crops: np.ndarray) -> Tensor:
+    """A copy, from where a GPU can fetch it if there is one."""
+    given = torch.from_numpy(crops)
+    return given.pin_memory() if torch.cuda.is_available() else memory.empty(given.shape, given.dtype).copy_(given)
 
 
 def _order_of(samples: SampleList, name: OrderName, seed: int, global_batch_size: int) -> Order:

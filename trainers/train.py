@@ -118,7 +118,7 @@ class _Training:
             global_batch_size=config.global_batch_size,
             rank=rank(),
             world_size=world_size(),
-            threads=config.threads,
+            workers=config.workers,
             order=config.order,
             max_bad_fraction=config.max_bad_fraction,
             most_resident_bytes=int(config.resident_gib * 2**30),

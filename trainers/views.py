@@ -1,6 +1,6 @@
 """Views of a sample: where each crop is cut and how its colours change, drawn per sample and applied per batch.
 
-Geometry differs from image to image and runs on decoded uint8 arrays in the loader's threads; colour runs on whole batches
+Geometry differs from image to image and runs on decoded uint8 arrays in processes of the loader's; colour runs on whole batches
 of crops, on the device. The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
 RandomGrayscale, GaussianBlur and RandomSolarize.
 """
@@ -37,6 +37,11 @@ class Draws:
     """(B, V, _NUMBERS) float64 in [0, 1): tries of area and ratio, place, colour."""
     sides: np.ndarray
     """(B, V, _TRIES, 2) float64: tries of a box, its height and width where the image has an area of 1."""
+
+    @staticmethod
+    def shapes(num_views: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of `numbers` and `sides`, for one sample."""
+        return (num_views, _NUMBERS), (num_views, _TRIES, 2)
 
     @classmethod
     def of(cls, config: ViewsConfig, samples: np.ndarray, *, stream: int) -> "Draws":

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from curation.errors import DataError
 from pipeline.artifacts import Manifest
 from pipeline.runtime import Runtime
 from tests.helpers import WINDROW, windrow, write_images
+from trainers.distributed import ranks_here
 
 pytestmark = pytest.mark.xdist_group("run")
 
@@ -23,27 +25,29 @@ OPEN = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled
 
 @pytest.fixture
 def ray_cluster(tmp_path: Path) -> Iterator[str]:
-    """A Ray head of its own, as `ray start` makes one."""
+    """A Ray of two machines (both this one), a head and another, as `ray start` makes them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(WINDROW).parent / "ray"), "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=2"]
-    command += [
-        f"--port={port}",
-        "--object-store-memory=100000000",
-    ]
-    log = (tmp_path / "ray.log").open("w+")
-    head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=OPEN)
+    start = [str(Path(WINDROW).parent / "ray"), "start", "--block", "--object-store-memory=100000000", "--num-cpus=2"]
+    machines: list[subprocess.Popen[bytes]] = []
     try:
-        deadline = time.monotonic() + 90
-        while "Ray runtime started" not in (tmp_path / "ray.log").read_text():
-            assert time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
-            assert head.poll() is None, (tmp_path / "ray.log").read_text()
-            time.sleep(0.2)
+        for number, role in enumerate(
+            (["--head", "--include-dashboard=false", f"--port={port}"], [f"--address=127.0.0.1:{port}"])
+        ):
+            log = tmp_path / f"ray-{number}.log"
+            with log.open("w") as out:
+                machines.append(subprocess.Popen([*start, *role], stdout=out, stderr=out, start_new_session=True, env=OPEN))
+            deadline = time.monotonic() + 90
+            while "Ray runtime started" not in log.read_text():
+                assert time.monotonic() < deadline, log.read_text()
+                assert machines[-1].poll() is None, log.read_text()
+                time.sleep(0.2)
         yield f"127.0.0.1:{port}"
     finally:
-        os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
+        for machine in reversed(machines):
+            os.killpg(machine.pid, signal.SIGKILL)
+            machine.wait()
 
 
 def test_a_stage_runs_on_the_users_cluster(ray_cluster: str, tmp_path: Path) -> None:
@@ -53,6 +57,26 @@ def test_a_stage_runs_on_the_users_cluster(ray_cluster: str, tmp_path: Path) -> 
     here = windrow("shard", str(source), f"{tmp_path}/here")
     assert here.returncode == 0, here.stderr
     assert Manifest.read(tmp_path / "there") == Manifest.read(tmp_path / "here")
+    program = (
+        "from pipeline.console import Console; from pipeline.runtime import Runtime; "
+        "from tests.pipeline.test_runtime import whereabouts; "
+        "print(*Runtime(Console(quiet=True)).ranks(whereabouts, 4, gpu=False))"
+    )
+    asked = [sys.executable, "-c", program]
+    said = subprocess.run(asked, env={**OPEN, "RAY_ADDRESS": ray_cluster}, capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["2", "True"]
+
+
+def whereabouts() -> Iterator[str]:
+    """How many ranks are on this rank's machine, and whether the first two of four share one that the others do not."""
+    import ray
+    import torch
+    import torch.distributed as dist
+
+    node = int(ray.get_runtime_context().get_node_id()[:12], 16)
+    nodes = [torch.zeros((), dtype=torch.int64) for _ in range(4)]
+    dist.all_gather(nodes, torch.tensor(node))
+    yield f"{ranks_here()} {nodes[0] == nodes[1] != nodes[2] == nodes[3]}"
 
 
 def test_an_address_where_nobody_answers(tmp_path: Path) -> None:

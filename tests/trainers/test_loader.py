@@ -60,13 +60,13 @@ def test_reads_the_right_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_global_order_and_the_views_do_not_depend_on_ranks_or_threads(
-    tmp_path: Path, world_size: int, threads: int
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_global_order_and_the_views_do_not_depend_on_ranks_or_workers(
+    tmp_path: Path, world_size: int, workers: int
 ) -> None:
     samples = shards(tmp_path)
     alone = load(samples, 0, 1)
-    ranks = [load(samples, rank, world_size, threads=threads) for rank in range(world_size)]
+    ranks = [load(samples, rank, world_size, workers=workers) for rank in range(world_size)]
     for step, batch in enumerate(alone):
         together = np.stack([rank[step].row_id for rank in ranks], axis=1).ravel()
         assert together.tolist() == batch.row_id.tolist()
