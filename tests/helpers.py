@@ -1,5 +1,6 @@
 """What several test modules need."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -89,10 +90,15 @@ class Killable:
         self.process.wait()
 
 
+# A process of its own has imported what ranks need, which takes seconds, and forks each of them.
+multiprocessing.set_forkserver_preload(["trainers.train"])
+
+
 def on_ranks(function: Callable[..., object], world_size: int, *args: object) -> None:
     """Call `function(rank, *args)` on the ranks of a gloo process group; an error on any rank is raised here."""
     with tempfile.TemporaryDirectory() as directory:
-        mp.spawn(_rank, (world_size, f"file://{directory}/rendezvous", function, args), nprocs=world_size)
+        rendezvous = f"file://{directory}/rendezvous"
+        mp.start_processes(_rank, (world_size, rendezvous, function, args), nprocs=world_size, start_method="forkserver")
 
 
 def _rank(rank: int, world_size: int, address: str, function: Callable[..., object], args: tuple[object, ...]) -> None:
