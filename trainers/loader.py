@@ -224,9 +224,12 @@ class Loader:
         return np.arange(start + self._rank, start + self._global_batch_size, self._world_size)
 
     def _indices(self, step: int) -> np.ndarray:
-        """What this rank shows at `step`, worked out for many steps at once: few positions cost numpy as much as many."""
+        """What this rank shows at `step`, worked out for many steps at once: few positions cost numpy as much as many.
+
+        But not for many epochs, each of which has an order of its own.
+        """
         size = self._global_batch_size // self._world_size
-        together = max(1, _PLANNED // size)
+        together = max(1, min(_PLANNED, self.epoch_size) // size)
         block, within = divmod(step, together)
         if self._planned[0] != block:
             steps = range(block * together, (block + 1) * together)
