@@ -151,15 +151,13 @@ class Loader:
             views=list(zip((self._config.num_global, self._config.num_local), sizes, strict=True)),
         )
         with closing(cutting.Cutters(room, self._workers)) as cutters:
-            ahead: deque[tuple[int, _Shown]] = deque()
+            ahead: deque[_Shown] = deque()
             for step in range(first_step, first_step + num_steps + _AHEAD):
                 if step in steps:
-                    ahead.append((step % room.slots, self._shown(step)))
-                    slot, shown = ahead[-1]
-                    cutters.begin(slot, self._samples, shown.indices, shown.draws)
-                if step - _AHEAD in steps:
-                    slot, shown = ahead.popleft()
-                    yield self._from_cutters(shown, cutters, slot)
+                    ahead.append(self._shown(step))
+                    cutters.begin(step % room.slots, self._samples, ahead[-1].indices, ahead[-1].draws)
+                if (due := step - _AHEAD) in steps:
+                    yield self._from_cutters(ahead.popleft(), cutters, due % room.slots)
 
     def _shown(self, step: int) -> _Shown:
         positions = self._positions(step)
