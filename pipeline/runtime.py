@@ -46,6 +46,8 @@ class Runtime:
                 modules = [os.path.dirname(importlib.import_module(name).__file__ or "") for name in _PACKAGES]
                 options |= {"address": address, "runtime_env": {"py_modules": modules}}
             else:
+                # For its processes to import torch again costs each stage seconds: those of one wait for the next.
+                os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
                 # "local" starts a Ray of our own even where `ray start` runs another.
                 options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
             ray.init(**options)
