@@ -39,12 +39,12 @@ def server() -> int:
     return cutting._running[0].pid
 
 
-def gone(leader: int, but: set[int]) -> bool:
-    """Whether nothing but these is left of a session within ten seconds."""
+def becomes(leader: int, num: int) -> bool:
+    """Whether a session has so many processes within ten seconds."""
     deadline = time.monotonic() + 10
-    while left := session(leader).keys() - but:
+    while len(found := session(leader)) != num:
         if time.monotonic() > deadline:
-            pytest.fail(f"still there: {left}")
+            pytest.fail(f"{num} processes expected, there are {found}")
         time.sleep(0.05)
     return True
 
@@ -52,12 +52,13 @@ def gone(leader: int, but: set[int]) -> bool:
 def test_a_process_that_dies_is_told_and_the_next_start_works(tmp_path: Path) -> None:
     with closing(batches(tmp_path)) as shown:  # type: ignore[type-var]
         next(shown)
+        assert becomes(server(), 1 + 1 + 2)
         family = session(server())
         for pid in family.keys() - set(family.values()) - {server()}:
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(DataError, match=r"ended by SIGKILL.*lower train.workers"):
             list(shown)
-    assert gone(server(), {server()})
+    assert becomes(server(), 1)
     assert cutting._running
     cutting._running[0].kill()
     cutting._running[0].wait()
@@ -68,8 +69,8 @@ def test_a_process_that_dies_is_told_and_the_next_start_works(tmp_path: Path) ->
 def test_processes_end_when_their_batches_are_no_longer_wanted(tmp_path: Path) -> None:
     with closing(batches(tmp_path, workers=3)) as shown:  # type: ignore[type-var]
         next(shown)
-        assert len(session(server())) == 1 + 1 + 3
-    assert gone(server(), {server()})
+        assert becomes(server(), 1 + 1 + 3)
+    assert becomes(server(), 1)
 
 
 def test_signals_that_end_a_training_leave_its_samples_coming(tmp_path: Path) -> None:
@@ -89,6 +90,6 @@ def test_nothing_is_left_of_a_training_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as training:
         assert training.stdout
         leader = int(training.stdout.readline())
-        assert len(session(leader)) == 1 + 1 + 2
+        assert becomes(leader, 1 + 1 + 2)
         training.kill()
-    assert gone(leader, set())
+    assert becomes(leader, 0)
