@@ -250,11 +250,11 @@ class Loader:
             try:
                 use(index)
             except BadSampleError as error:
-                why = error
+                last = error
             else:
                 shown.indices[place] = index
                 return _Replaced(bad, why)
-        raise why
+        raise last
 
 
 def _cores() -> int:
