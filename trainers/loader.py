@@ -264,8 +264,11 @@ def _cores() -> int:
 
 def _own(crops: np.ndarray) -> Tensor:
     """A copy, from where a GPU can fetch it if there is one."""
-    given = torch.from_numpy(crops)
-    return given.pin_memory() if torch.cuda.is_available() else memory.empty(given.shape, given.dtype).copy_(given)
+    if torch.cuda.is_available():
+        return torch.from_numpy(crops).pin_memory()
+    own = memory.empty(torch.Size(crops.shape), torch.uint8)
+    np.copyto(own.numpy(), crops)  # torch's threads would go on spinning after it, on the cores that decode
+    return own
 
 
 def _order_of(samples: SampleList, name: OrderName, seed: int, global_batch_size: int) -> Order:
