@@ -39,13 +39,16 @@ CLUSTERS = {"supcon": 200, "classify": 100}
 PER_CLASS = {"cpu": {"train": 1000, "test": 200}, "gpu": {"train": 5000, "test": 1000}}
 """Images of each class."""
 ON_CPU = ("train.epochs=15", "train.global_batch_size=64", "train.warmup_epochs=1", "train.precision=bf16")
-TEACHERS_ON_CPU = dict.fromkeys(("byol", "moco-v3", "dino", "ibot", "dinov2"), "train.method.momentum=0.95")
-"""A short training wants a teacher that follows sooner."""
+TEACHERS_ON_CPU = dict.fromkeys(("byol", "moco-v3", "dino", "ibot"), "train.method.momentum=0.95") | {
+    "dinov2": "train.method.momentum=0.5"
+}
+"""A short training wants a teacher that follows sooner; where Sinkhorn-Knopp guards from collapse, much sooner."""
 SLICES_ON_CPU = {"w-mse": "train.method={dim: 32, slice_size: 64}"}
 ENCODERS_ON_CPU = {
-    "timm": "train.encoder={model: resnet10t, small_stem: false}",
-    "vit": "train.encoder={patch_size: 8, depth: 4}",
+    "timm": ("train.encoder={model: resnet10t, small_stem: false}",),
+    "vit": ("train.encoder={patch_size: 8, depth: 4}", "train.epochs=40"),
 }
+"""A Vision Transformer has to learn what a convolution knows of images, which takes longer."""
 
 
 def images_of(archive: Path, split: str, per_class: int) -> tuple[SampleList, np.ndarray]:
@@ -67,7 +70,7 @@ def recipe(name: str, preset: str) -> TrainConfig:
     """How a method is trained."""
     words = ["source.path=."]
     if preset == "cpu":
-        words += [*ON_CPU, ENCODERS_ON_CPU[load_run(f"small/{name}").train.encoder.type]]
+        words += [*ON_CPU, *ENCODERS_ON_CPU[load_run(f"small/{name}").train.encoder.type]]
         words += [table[name] for table in (TEACHERS_ON_CPU, SLICES_ON_CPU) if name in table]
     return load_run(f"small/{name}", words).train
 

@@ -64,10 +64,12 @@ class MaskedNetwork(Network):
         backbone = self.backbone
         assert isinstance(backbone, VisionTransformer)
         tokens = backbone.tokens(groups, mask.hidden if hides else None, self._orders(backbone, groups))
-        features = tokens.features.unflatten(0, (-1, num_samples)).transpose(0, 1)
-        self.features = features[:, 0].detach()
+        self.features = tokens.features[:num_samples].detach()
         patches = tokens.patches[0].flatten(0, 1).index_select(0, mask.rows)
-        return self.projector(features), self.patch_projector(patches), features[:, :2]
+        projected, features = (
+            rows.unflatten(0, (-1, num_samples)).transpose(0, 1) for rows in (self.projector(tokens.features), tokens.features)
+        )
+        return projected, self.patch_projector(patches), features[:, :2]
 
 
 class Prototypes(nn.Module):

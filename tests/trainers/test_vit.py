@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from timm.layers import SwiGLUPacked
 from timm.models.eva import Eva
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from trainers.config import VitConfig
 from trainers.encoders import Encoder
 from trainers.packed import Group, add_branch, take
-from trainers.vit import VisionTransformer, axial_rotation, rotate
+from trainers.vit import VisionTransformer, attend, axial_rotation, rotate
 
 TINY = VitConfig(image_size=32, patch_size=8, dim=48, depth=3, heads=3)
 MODERN = VitConfig(**TINY.model_dump() | {"registers": 4, "layer_scale": 0.5, "mlp": "swiglu", "mask_token": True})
@@ -317,3 +318,21 @@ def test_a_size_stands_for_its_dimensions() -> None:
         VitConfig(size="huge")  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="multiple of 4"):
         VitConfig(dim=18, heads=3, positions="rope")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_what_torch_computes_in_any_precision(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, gradient = (torch.randn(4, 3, 17, 64, generator=generator) for _ in range(4))
+    found = _attended(attend, *(part.to(dtype) for part in (q, k, v, gradient)))
+    expected = _attended(F.scaled_dot_product_attention, q, k, v, gradient)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0, atol=5e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def _attended(attention: Callable[[Tensor, Tensor, Tensor], Tensor], *parts: Tensor) -> list[Tensor]:
+    """What comes out, and the gradients of what goes in."""
+    *inputs, gradient = (part.detach().requires_grad_() for part in parts)
+    out = attention(*inputs)
+    out.backward(gradient.detach())
+    return [out, *(part.grad for part in inputs if part.grad is not None)]
