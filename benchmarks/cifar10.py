@@ -39,8 +39,9 @@ CLUSTERS = {"supcon": 200, "classify": 100}
 PER_CLASS = {"cpu": {"train": 1000, "test": 200}, "gpu": {"train": 5000, "test": 1000}}
 """Images of each class."""
 ON_CPU = ("train.epochs=15", "train.global_batch_size=64", "train.warmup_epochs=1", "train.precision=bf16")
-TEACHERS_ON_CPU = dict.fromkeys(("byol", "moco-v3", "dino", "ibot"), "train.method.momentum=0.95") | {
-    "dinov2": "train.method.momentum=0.5"
+TEACHERS_ON_CPU = {
+    **dict.fromkeys(("byol", "moco-v3", "dino"), "train.method.momentum=0.95"),
+    **dict.fromkeys(("ibot", "dinov2"), "train.method.momentum=0.5"),
 }
 """A short training wants a teacher that follows sooner; where Sinkhorn-Knopp guards from collapse, much sooner."""
 SLICES_ON_CPU = {"w-mse": "train.method={dim: 32, slice_size: 64}"}

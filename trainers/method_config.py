@@ -36,6 +36,8 @@ class DinoConfig(PrototypesConfig):
     teacher_warmup_epochs: float = Field(default=0, ge=0)
     momentum: Momentum = 0.996
     """Of the teacher; rises to 1 on a cosine."""
+    targets: Literal["centering", "sinkhorn"] = "centering"
+    """How the teacher's targets are kept apart: by subtracting their mean, or by three iterations of Sinkhorn-Knopp."""
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
@@ -63,7 +65,6 @@ class Dinov2Config(IbotConfig):
     type: Literal["dinov2"] = "dinov2"  # type: ignore[assignment]
     prototypes: int = Field(default=65536, ge=2)
     targets: Literal["centering", "sinkhorn"] = "sinkhorn"
-    """How the teacher's targets are kept apart: DINO's centering, or three iterations of Sinkhorn-Knopp."""
     koleo_weight: float = Field(default=0.1, ge=0)
     teacher_temperature: Temperature = 0.07
     teacher_warmup_epochs: float = Field(default=30, ge=0)

@@ -15,6 +15,7 @@ from trainers.losses import swapped_cross_entropy, use_of_prototypes
 from trainers.method import Clock, StepOutput, TaughtMethod, Views, copy_of, follow
 from trainers.method_config import DinoConfig
 from trainers.schedules import linear
+from trainers.sinkhorn import sinkhorn
 
 
 class Dino(TaughtMethod):
@@ -60,6 +61,10 @@ class Dino(TaughtMethod):
 
     def _told(self, scores: Tensor, center: Tensor, clock: Clock) -> Tensor:
         """The teacher's scores (..., K) to targets."""
+        if self.config.targets == "sinkhorn":
+            # Both global crops are one batch, as are the patches of all.
+            rows = scores.flatten(0, -2)[:, None]
+            return sinkhorn(rows, epsilon=self._temperature(clock), iterations=3).view(scores.shape)
         return F.softmax((scores - center) / self._temperature(clock), dim=-1)
 
     def _temperature(self, clock: Clock) -> float:

@@ -13,7 +13,6 @@ from trainers.losses import koleo
 from trainers.method import Clock, StepOutput, Views
 from trainers.method_config import Dinov2Config
 from trainers.methods.ibot import Ibot
-from trainers.sinkhorn import sinkhorn
 
 
 class Dinov2(Ibot):
@@ -27,10 +26,3 @@ class Dinov2(Ibot):
         features = F.normalize(outputs[2].float(), dim=-1)
         spread = sum(koleo(features[:, view], gather(features[:, view])) for view in range(2))
         return StepOutput(found.loss + self.config.koleo_weight * spread, found.scalars)
-
-    def _told(self, scores: Tensor, center: Tensor, clock: Clock) -> Tensor:
-        if self.config.targets == "centering":
-            return super()._told(scores, center, clock)
-        rows = scores if scores.dim() == 3 else scores[:, None]
-        # Both global crops are one batch, as are the patches of all.
-        return sinkhorn(rows.flatten(0, 1)[:, None], epsilon=self._temperature(clock), iterations=3).view(scores.shape)
