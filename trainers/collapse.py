@@ -95,7 +95,9 @@ def _remedy(verdict: Verdict, method: MethodConfig) -> str:
         sharpness = f"train.method.teacher_temperature ({method.teacher_temperature})"
         balance = (
             f"Centering does not keep up with sharpening: lower train.method.center_momentum ({method.center_momentum}), raise "
-            f"{sharpness} or train.global_batch_size, or lower train.learning_rate."
+            f"{sharpness} or train.global_batch_size, lower train.learning_rate, or set train.method.targets to sinkhorn."
+            if method.targets == "centering"
+            else f"Targets are not balanced: raise {sharpness} or train.global_batch_size."
         )
     else:
         sharpness = f"train.method.epsilon ({method.epsilon})"

@@ -71,6 +71,7 @@ def test_all_samples_on_one_prototype() -> None:
     found = verdict(teacher(scores), DINO)
     assert found.verdict == "one prototype"
     assert "center_momentum (0.9)" in found.advice
+    assert "entering" not in verdict(teacher(scores), DINO.model_copy(update={"targets": "sinkhorn"})).advice
     assert "sinkhorn_iterations (3)" in verdict(teacher(scores), SWAV).advice
     # Features collapse too; why is in the assignments.
     assert verdict(teacher(scores), DINO, spread(1 + 1e-3 * noise(DIM))).verdict == "one prototype"
