@@ -41,9 +41,9 @@ PER_CLASS = {"cpu": {"train": 1000, "test": 200}, "gpu": {"train": 5000, "test":
 ON_CPU = ("train.epochs=15", "train.global_batch_size=64", "train.warmup_epochs=1", "train.precision=bf16")
 TEACHERS_ON_CPU = {
     **dict.fromkeys(("byol", "moco-v3", "dino"), "train.method.momentum=0.95"),
-    **dict.fromkeys(("ibot", "dinov2"), "train.method.momentum=0.5"),
+    **dict.fromkeys(("ibot", "dinov2"), "train.method.momentum=0.9"),
 }
-"""A short training wants a teacher that follows sooner; where Sinkhorn-Knopp guards from collapse, much sooner."""
+"""A short training wants a teacher that follows sooner; where Sinkhorn-Knopp guards from collapse, sooner still."""
 SLICES_ON_CPU = {"w-mse": "train.method={dim: 32, slice_size: 64}"}
 ENCODERS_ON_CPU = {
     "timm": ("train.encoder={model: resnet10t, small_stem: false}",),
