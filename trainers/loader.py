@@ -266,7 +266,7 @@ def _own(crops: np.ndarray) -> Tensor:
     """A copy, from where a GPU can fetch it if there is one."""
     if torch.cuda.is_available():
         return torch.from_numpy(crops).pin_memory()
-    own = memory.empty(torch.Size(crops.shape), torch.uint8)
+    own = memory.empty(crops.shape, torch.uint8)
     np.copyto(own.numpy(), crops)  # torch's threads would go on spinning after it, on the cores that decode
     return own
 

@@ -14,6 +14,8 @@ from trainers.packed import Group, Subset, add_branch, pack, take, unpack
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines (tokens, head dim) of the angles by which queries and keys are rotated."""
+_FEW_TOKENS = 256
+"""Whose attention may lie in memory: tokens times tokens for every head and crop."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -42,8 +44,8 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k' / sqrt(dim)) v of (B, heads, tokens, dim)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # torch's fused kernel is slow there: twice the time at 197 tokens, and a dozen times at 17.
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= _FEW_TOKENS:
+        # torch's fused kernel is slow there: forward and backward take 1.7 times as long at 197 tokens, and 13 times at 17.
         return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
