@@ -36,7 +36,7 @@ class Network(nn.Module):
         projected = self.projector(features)
         if self.predictor is not None:
             projected = self.predictor(projected)
-        return (projected.unflatten(0, (-1, num_samples)).transpose(0, 1),)
+        return (_by_sample(projected, num_samples),)
 
     def _orders(self, backbone: VisionTransformer, groups: list[Tensor]) -> list[Tensor] | None:
         """Which samples stochastic depth leaves out, by torch's own generator; a teacher sees all."""
@@ -66,10 +66,13 @@ class MaskedNetwork(Network):
         tokens = backbone.tokens(groups, mask.hidden if hides else None, self._orders(backbone, groups))
         self.features = tokens.features[:num_samples].detach()
         patches = tokens.patches[0].flatten(0, 1).index_select(0, mask.rows)
-        projected, features = (
-            rows.unflatten(0, (-1, num_samples)).transpose(0, 1) for rows in (self.projector(tokens.features), tokens.features)
-        )
-        return projected, self.patch_projector(patches), features[:, :2]
+        projected, features = self.projector(tokens.features), _by_sample(tokens.features, num_samples)
+        return _by_sample(projected, num_samples), self.patch_projector(patches), features[:, :2]
+
+
+def _by_sample(rows: Tensor, num_samples: int) -> Tensor:
+    """Rows of all samples, view after view (V * B, D), to (B, V, D)."""
+    return rows.unflatten(0, (-1, num_samples)).transpose(0, 1)
 
 
 class Prototypes(nn.Module):
