@@ -15,24 +15,28 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
-from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import torch
 
 from curation.errors import DataError
 from trainers.samples import SampleList, ShardReader
+from trainers.stores import is_url
 from trainers.views import Draws, cut
 
 _PAIR = struct.Struct("=2q")
 _PIECES = 4
 """Of a batch, for each process: few enough to be worth a message, many enough that none waits long for another."""
+_FETCHED = 8
+"""Pieces that a process has asked a store for at once."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """They reach all processes of a job, but a training first takes one more step, which needs its samples."""
 
@@ -181,11 +185,7 @@ def _watch(num_bytes: int, processes: int, memory: int, tasks: int, done: int) -
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for _ in range(processes):
         if not os.fork():
-            try:
-                _cut_all(num_bytes, memory, tasks, done)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
+            _or_die(partial(_cut_all, num_bytes, memory, tasks, done))
             os._exit(0)
     os.close(tasks)
     for _ in range(processes):
@@ -200,7 +200,7 @@ def _cut_all(num_bytes: int, memory: int, tasks: int, done: int) -> None:
     room = Room(**json.loads(os.pread(memory, os.fstat(memory).st_size - num_bytes, num_bytes)))
     rows, crops = room.arrays(mmap.mmap(memory, 0))
     samples = SampleList(
-        shards=tuple(map(Path, room.shards)),
+        shards=tuple(room.shards),
         shard=rows["shard"],
         offset=rows["offset"],
         size=rows["size"],
@@ -208,8 +208,8 @@ def _cut_all(num_bytes: int, memory: int, tasks: int, done: int) -> None:
         repeats=np.ones(len(rows), dtype=np.int32),
     )
     reader, draws = ShardReader(samples), Draws(rows["numbers"], rows["sides"])
-    while task := os.read(tasks, _PAIR.size):
-        for row in range(*_PAIR.unpack(task)):
+    for piece in _fetched(tasks, reader) if any(map(is_url, room.shards)) else _pieces(tasks):
+        for row in piece:
             slot, place = divmod(row, room.batch_size)
             try:
                 cut(reader.read(row), draws, row, [crop for group in crops for crop in group[slot, :, place]])
@@ -217,6 +217,36 @@ def _cut_all(num_bytes: int, memory: int, tasks: int, done: int) -> None:
                 rows["bad"][row] = True
         with suppress(BrokenPipeError):
             os.write(done, _PAIR.pack(row // room.batch_size, 0))
+
+
+def _pieces(tasks: int) -> Iterator[range]:
+    """The rows that `tasks` names, some at a time, until it is closed."""
+    while task := os.read(tasks, _PAIR.size):
+        yield range(*_PAIR.unpack(task))
+
+
+def _fetched(tasks: int, reader: ShardReader) -> Iterator[range]:
+    """The same, once what they want of a store is here: several are fetched while one is cut."""
+    ready: Queue[range | None] = Queue(1)
+
+    def fetch() -> None:
+        for piece in _pieces(tasks):
+            reader.ahead(piece)
+            ready.put(piece)
+        ready.put(None)
+
+    for _ in range(_FETCHED):
+        threading.Thread(target=_or_die, args=[fetch], daemon=True).start()
+    yield from iter(ready.get, None)
+
+
+def _or_die(work: Callable[[], None]) -> None:
+    """End the process if this fails; who serves it is told."""
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 if __name__ == "__main__":

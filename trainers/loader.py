@@ -20,7 +20,7 @@ from torch import Tensor
 
 from curation import rng
 from curation.errors import DataError
-from trainers import cutting, memory, views
+from trainers import cutting, memory, stores, views
 from trainers.config import ViewsConfig
 from trainers.distributed import ranks_here
 from trainers.order import Balanced, Distinct, Mixed, Order, OrderName, Shuffled
@@ -102,9 +102,7 @@ class Loader:
             )
         if samples.repeats.sum() == 0:
             raise DataError("There is nothing to train on: the training list is empty.")
-        found = {folder: set(os.listdir(folder)) for folder in {shard.parent for shard in samples.shards} if folder.is_dir()}
-        missing = [shard for shard in samples.shards if shard.name not in found.get(shard.parent, ())]
-        if missing:
+        if missing := stores.missing(samples.shards):
             raise DataError(f"{len(missing):,} of {len(samples.shards):,} shards are missing, such as {missing[0]}. {RESTORE}")
         self._samples = samples
         workers = workers or min(_MOST_WORKERS, max(1, _cores() // ranks_here()))
@@ -145,7 +143,7 @@ class Loader:
             yield from (self._from_memory(self._shown(step), self._resident, sizes) for step in steps)
             return
         room = cutting.Room(
-            shards=[str(shard) for shard in self._samples.shards],
+            shards=self._samples.shards,
             slots=_AHEAD + 1,
             batch_size=self._global_batch_size // self._world_size,
             views=list(zip((self._config.num_global, self._config.num_local), sizes, strict=True)),

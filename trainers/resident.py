@@ -42,7 +42,9 @@ class ResidentImages:
         pixels = np.zeros((len(samples), *first.shape), dtype=np.uint8)
         with ThreadPoolExecutor(threads, "decode") as pool:
             for start in range(0, len(samples), _CHUNK):
-                for index, found in enumerate(pool.map(image, range(start, min(start + _CHUNK, len(samples)))), start):
+                chunk = range(start, min(start + _CHUNK, len(samples)))
+                reader.ahead(chunk)
+                for index, found in zip(chunk, pool.map(image, chunk), strict=True):
                     if found is None:
                         continue
                     if found.shape != first.shape:

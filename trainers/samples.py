@@ -1,7 +1,8 @@
 """Where samples are: the bytes of images inside tar shards, by position."""
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,19 +13,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.errors import DataError
+from trainers import stores
 from trainers.images import decode, to_square
 
 ROWS_PER_EPOCH = "rows_per_epoch"
 """In the schema's metadata of a training list: how many of its rows an epoch shows, others each time."""
 RESTORE = "Restore it, or shard the source again."
+SHARDS_URL = "shards.url"
+"""Beside an index whose shards were moved into an object store: the URL of where they are now."""
 _OPEN_FILES = 256
+_TRIES = 5
+"""To read from a store, 1, 2, 4 and 8 seconds apart."""
 
 
 @dataclass(frozen=True)
 class SampleList:
     """Samples inside tar shards: where the bytes of each begin and end. N rows."""
 
-    shards: tuple[Path, ...]
+    shards: tuple[str, ...]
+    """Paths, or URLs of what fsspec reads."""
     shard: np.ndarray
     """(N,) int32: index into `shards`."""
     offset: np.ndarray
@@ -43,8 +50,8 @@ class SampleList:
     """Where this is a mixture: the lists it was joined from, in turn, and the weight of each."""
 
     @classmethod
-    def read(cls, path: Path, shard_directory: Path, label: str | None = None) -> "SampleList":
-        """Read a training list, a Parquet file with columns row_id, shard, offset, size, optionally repeats, and `label`."""
+    def read(cls, path: Path, shard_directory: Path | str, label: str | None = None) -> "SampleList":
+        """Read a training list, a Parquet file with the columns that `of` wants."""
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
@@ -55,13 +62,17 @@ class SampleList:
         return cls.of(table, shard_directory, label)
 
     @classmethod
-    def of(cls, table: pa.Table, shard_directory: Path, label: str | None = None) -> "SampleList":
-        """From columns row_id, shard, offset, size, optionally repeats, and `label`; `shard` is relative to the directory."""
+    def of(cls, table: pa.Table, shard_directory: Path | str, label: str | None = None) -> "SampleList":
+        """From columns row_id, shard, offset, size, optionally repeats, and `label`.
+
+        `shard` is relative to the directory, or to the URL that it has in its file shards.url, or that is given for it.
+        """
+        where = _where(shard_directory)
         shards = table["shard"].combine_chunks().dictionary_encode()
         repeats = "repeats" in table.column_names
         per_epoch = (table.schema.metadata or {}).get(ROWS_PER_EPOCH.encode())
         return cls(
-            shards=tuple(shard_directory / name for name in shards.dictionary.to_pylist()),
+            shards=tuple(f"{where}/{name}" for name in shards.dictionary.to_pylist()),
             shard=shards.indices.to_numpy(zero_copy_only=False).astype(np.int32),
             offset=table["offset"].to_numpy(),
             size=table["size"].to_numpy(),
@@ -93,8 +104,10 @@ class SampleList:
 
     def squares(self, indices: np.ndarray, size: int) -> np.ndarray:
         """Samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8. Held in memory: for batches."""
+        reader = ShardReader(self)
+        reader.ahead(indices)
         with ThreadPoolExecutor(2) as pool:
-            images = pool.map(lambda index: to_square(self.image(int(index)), size).numpy(), indices)
+            images = pool.map(lambda index: to_square(reader.image(int(index)), size).numpy(), indices)
             return np.stack(list(images)) if len(indices) else np.empty((0, 3, size, size), dtype=np.uint8)
 
     def image(self, index: int) -> np.ndarray:
@@ -114,23 +127,26 @@ class BadSampleError(DataError):
 
 
 class ShardReader:
-    """Reads samples by position from shards that stay open, from any number of threads."""
+    """Reads samples by position, from shards that stay open and from stores, from any number of threads."""
 
     def __init__(self, samples: SampleList) -> None:
         self._samples = samples
         self._file = lru_cache(_OPEN_FILES)(lambda shard: _OpenFile(samples.shards[shard]))
+        self._fetched: dict[int, bytes] = {}
+
+    def ahead(self, indices: Iterable[int]) -> None:
+        """Fetch all of these that are in a store at once, where one after another would wait for each. `read` takes them."""
+        far = [int(index) for index in indices if stores.is_url(self._shard(index))]
+        contents = stores.fetch([self._range(index) for index in far])
+        self._fetched.update((i, content) for i, content in zip(far, contents, strict=True) if isinstance(content, bytes))
 
     def read(self, index: int) -> bytes:
         """The bytes of one sample. Raises DataError if its shard cannot be opened, BadSampleError if they are not all there."""
-        samples = self._samples
-        file = self._file(int(samples.shard[index]))
-        size = int(samples.size[index])
-        try:
-            content = os.pread(file.descriptor, size, int(samples.offset[index]))
-        except OSError as error:
-            raise samples.bad(index, error) from error
-        if len(content) < size:
-            raise samples.bad(index, f"{len(content):,} of its {size:,} bytes are there")
+        content = self._fetched.pop(index, None)
+        if content is None:
+            content = self._fetch(index) if stores.is_url(self._shard(index)) else self._pread(index)
+        if len(content) < self._samples.size[index]:
+            raise self._samples.bad(index, f"{len(content):,} of its {self._samples.size[index]:,} bytes are there")
         return content
 
     def image(self, index: int) -> np.ndarray:
@@ -141,11 +157,39 @@ class ShardReader:
         except DataError as error:
             raise self._samples.bad(index, error) from error
 
+    def _shard(self, index: int) -> str:
+        return self._samples.shards[self._samples.shard[index]]
+
+    def _range(self, index: int) -> stores.Range:
+        return stores.Range(self._shard(index), int(self._samples.offset[index]), int(self._samples.size[index]))
+
+    def _pread(self, index: int) -> bytes:
+        file = self._file(int(self._samples.shard[index]))
+        try:
+            return os.pread(file.descriptor, int(self._samples.size[index]), int(self._samples.offset[index]))
+        except OSError as error:
+            raise self._samples.bad(index, error) from error
+
+    def _fetch(self, index: int) -> bytes:
+        for tried in range(_TRIES):
+            if tried:
+                time.sleep(2 ** (tried - 1))
+            content = stores.fetch([self._range(index)])[0]
+            if isinstance(content, bytes):
+                return content
+            if isinstance(content, FileNotFoundError):
+                raise DataError(f"Shard {self._shard(index)} is not there. {RESTORE}") from content
+            why = content
+        raise DataError(
+            f"Shard {self._shard(index)} cannot be read, tried {_TRIES} times: {why!r}. See that the store can be "
+            "reached from here and lets you read; then run again, which continues."
+        ) from why
+
 
 class _OpenFile:
     """Closes when nobody holds it any more, so a thread may read on while others forget the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.descriptor = -1
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
@@ -155,3 +199,10 @@ class _OpenFile:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
+
+
+def _where(directory: Path | str) -> str:
+    """The place of the shards that an index in `directory` means."""
+    if not stores.is_url(str(directory)) and (Path(directory) / SHARDS_URL).exists():
+        directory = (Path(directory) / SHARDS_URL).read_text().strip()
+    return str(directory).rstrip("/")

@@ -116,7 +116,7 @@ def test_an_empty_list_is_refused(tmp_path: Path) -> None:
 def spoil(samples: SampleList, *rows: int) -> None:
     """Overwrite the images of `rows` with zeros."""
     for row in rows:
-        with samples.shards[samples.shard[row]].open("r+b") as file:
+        with open(samples.shards[samples.shard[row]], "r+b") as file:
             file.seek(samples.offset[row])
             file.write(bytes(samples.size[row]))
 
