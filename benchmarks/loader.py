@@ -158,13 +158,7 @@ def litdata(shards: list[Path], case: str, workers: int) -> Batches:
     if not folder.exists():
         lit.optimize(fn=_same, inputs=list(jpegs(shards)), output_dir=str(folder), chunk_bytes="64MB", num_workers=1)
 
-    class Images(lit.StreamingDataset):
-        transform = Transform(case)
-
-        def __getitem__(self, index: Any) -> list[torch.Tensor]:
-            return self.transform.of_bytes(super().__getitem__(index))
-
-    data = Images(str(folder), shuffle=True)
+    data = lit.StreamingDataset(str(folder), shuffle=True, transform=Transform(case).of_bytes)
     loader = lit.StreamingDataLoader(data, batch_size=BATCH, num_workers=workers)
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
