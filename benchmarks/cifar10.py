@@ -26,7 +26,7 @@ from curation.kmeans import kmeans
 from curation.source import ArraySource
 from launch.config import load_run, recipes
 from trainers.config import EvaluateConfig, PixelsConfig, TrainConfig
-from trainers.embed import embed
+from trainers.embed import embed, squares
 from trainers.encoders import Encoder, build_encoder
 from trainers.evaluate import knn_accuracy
 from trainers.probes import probe_accuracy
@@ -100,7 +100,7 @@ def measure(case: str, _engine: str, seed: int, args: argparse.Namespace) -> har
     every = np.arange(len(samples))
     began = harness.now()
     if case == "pixels":
-        encoder = build_encoder(PixelsConfig(image_size=32, dim=512), samples.squares(every[:: len(every) // 2000], 32))
+        encoder = build_encoder(PixelsConfig(image_size=32, dim=512), squares(samples, every[:: len(every) // 2000], 32))
     elif case in UNTRAINED:
         encoder = build_encoder(recipe(str(UNTRAINED[case]), args.preset).encoder, np.empty(0))
     else:

@@ -17,8 +17,9 @@ import torch
 from kmeans import use_ssl_data_curation
 
 from curation.config import BalancedConfig
-from curation.hierarchy import ClusterHierarchy, Level, hierarchical_kmeans
+from curation.hierarchy import hierarchical_kmeans
 from curation.kmeans import kmeans
+from curation.levels import ClusterHierarchy, Level
 from curation.quality import imbalance, total_variation_from_uniform
 from curation.selection import Pool
 from curation.selectors import select

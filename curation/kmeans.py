@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from curation import rng
+from curation.blocks import read_ahead
 from curation.collectives import Alone, Collectives, place_among
 from curation.distance import Engine, NearestCentroid, default_device, squared_distance
 from curation.errors import DataError
 from curation.exact import Grid
 from curation.journal import Journal
 from curation.seeding import mesoclusters, plus_plus
-from curation.source import ArraySource, EmbeddingSource, read_ahead
+from curation.source import ArraySource, EmbeddingSource
 from curation.threads import one_thread
 
 _SAMPLE_PER_CLUSTER, _SAMPLE_ROWS = 20, 20_000

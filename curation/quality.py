@@ -5,8 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import coo_array, csr_array, eye_array, hstack
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-from sklearn.metrics import pairwise_distances_argmin_min, silhouette_score
-from sklearn.metrics.cluster import expected_mutual_information
 
 from curation import rng
 from curation.source import EmbeddingSource, Subset
@@ -55,6 +53,8 @@ def silhouette(rows: np.ndarray, labels: np.ndarray) -> float:
     in its cluster counts 0, as in the paper, and so does every row if there is only one cluster. Quadratic in M: pass a
     sample, with several rows to a cluster.
     """
+    from sklearn.metrics import silhouette_score
+
     num_clusters = len(np.unique(labels))
     if num_clusters in (1, len(rows)):
         return 0.0
@@ -75,6 +75,8 @@ def coverage(source: EmbeddingSource, selected: np.ndarray, *, stream: int, max_
     Euclidean distance. It is measured for `max_rows` random rows (`stream` is the random key), for each among all that are
     selected, which are streamed.
     """
+    from sklearn.metrics import pairwise_distances_argmin_min
+
     if len(selected) == 0:
         raise ValueError("nothing is selected, so no distance to it can be measured")
     drawn = rng.permute(stream, np.arange(min(max_rows, source.num_rows)), source.num_rows)
@@ -111,6 +113,8 @@ def ami(table: csr_array, *, stream: int) -> float:
     entropies. What is expected by chance takes up to N min(K, L) terms. Where these are too many, it is the information of
     one random matching of the rows (`stream` is the random key), whose mean it is and which hardly varies among many rows.
     """
+    from sklearn.metrics.cluster import expected_mutual_information
+
     information, entropy = _information(table)
     sizes, others = table.sum(axis=1), table.sum(axis=0)
     if sizes.sum() * min(table.shape) <= _EXACT_TERMS:

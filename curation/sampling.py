@@ -9,7 +9,7 @@ import numpy as np
 
 from curation import rng
 from curation.allocation import place_in_group
-from curation.hierarchy import Level
+from curation.levels import Level
 
 _BLOCK = 2**22
 """Rows looked at in one piece."""

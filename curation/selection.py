@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from curation.errors import ConfigError
-from curation.hierarchy import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 from curation.source import EmbeddingSource
 
 

@@ -1,12 +1,9 @@
 """Where rows come from: the seam through which embeddings reach the numerics without ever being all in memory."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 Block = tuple[int, np.ndarray]
 _HELD = 2**26
@@ -81,24 +78,6 @@ class Subset:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self._source.take(self._rows[rows])
-
-
-def tensor(rows: np.ndarray) -> Tensor:
-    """Rows as a tensor that nobody may write to: the same memory, or a copy of it where it is read-only."""
-    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
-
-
-def read_ahead(source: EmbeddingSource) -> Iterator[tuple[int, Tensor]]:
-    """The blocks of `source` as (first row, rows (B, D)), the next one being read while the caller works on one.
-
-    Nobody may write to them.
-    """
-    blocks = ((first, tensor(block)) for first, block in source.blocks())
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = reader.submit(next, blocks, None)
-            yield block
 
 
 def groups_of(source: EmbeddingSource, rows: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from curation import rng
+from curation.blocks import read_ahead
 from curation.collectives import Collectives, place_among
 from curation.grouped import grouped_kmeans, grouped_nearest
 from curation.journal import Journal
 from curation.kmeans import KMeansResult
-from curation.source import EmbeddingSource, SharedSource, read_ahead
+from curation.source import EmbeddingSource, SharedSource
 
 _SAMPLE_PER_CLUSTER = 20
 _BATCH_BYTES = 2**30

@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from curation.embedding_files import SUFFIXES
 from curation.errors import DataError
 from curation.files import write_atomic
-from trainers.encoders import DESCRIPTION, WEIGHTS
+from trainers.layout import DESCRIPTION, WEIGHTS
 
 SCHEMA_VERSION = 1
 MANIFEST, BEGUN = "manifest.json", "stage.json"
+DUPLICATES = "duplicates.parquet"
+"""Of a deduplication: which row goes for which, and why."""
 
 
 class _Record(BaseModel):

@@ -3,22 +3,24 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from curation import rng
-from curation.collectives import Alone, Collectives, TorchCollectives
 from curation.config import ClusterConfig
 from curation.errors import DataError
 from curation.files import atomic_path, save_array
-from curation.hierarchy import ClusterHierarchy, HierarchyProgress, Level, hierarchical_kmeans
-from curation.journal import Journal
+from curation.levels import ClusterHierarchy, Level
 from curation.quality import imbalance, kl_from_uniform, silhouette, size_entropy
 from curation.source import EmbeddingSource
 from pipeline.artifacts import Part, read_kind
 from pipeline.embed import open_embeddings
 from pipeline.stage import Made, Work
+
+if TYPE_CHECKING:
+    from curation.collectives import Collectives
+    from curation.hierarchy import HierarchyProgress
 
 ROW_ID = "row_id.npy"
 _ARRAYS = ("centroids", "assignment", "squared_distance", "sizes")  # the last is written last
@@ -90,9 +92,13 @@ def silhouettes(source: EmbeddingSource, levels: Sequence[Level], *, stream: int
 
 def cluster_rank(
     embeddings: Path, config: ClusterConfig, seed: int, out: Path, scratch: Path
-) -> Iterator[str | HierarchyProgress]:
+) -> Iterator["str | HierarchyProgress"]:
     """One worker of the clustering; the levels are saved one by one. Yields what happens."""
     import torch.distributed as dist
+
+    from curation.collectives import Alone, TorchCollectives
+    from curation.hierarchy import hierarchical_kmeans
+    from curation.journal import Journal
 
     workers: Collectives = TorchCollectives() if dist.is_initialized() else Alone()
     source = open_embeddings(embeddings, normalize=config.normalize)
@@ -123,7 +129,7 @@ def cluster_rank(
             yield event
 
 
-def _save_level(level: Level, number: int, out: Path, scratch: Path, workers: Collectives) -> None:
+def _save_level(level: Level, number: int, out: Path, scratch: Path, workers: "Collectives") -> None:
     """Every worker writes what it knows of its items; the first joins the pieces. No worker ever holds them all."""
     for name in _PER_ITEM:
         save_array(scratch / _path(number, f"{name}-{workers.rank}"), getattr(level, name))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from curation import rng
+from curation.blocks import tensor
 from curation.config import DedupConfig
 from curation.dedup.components import components
 from curation.dedup.hashing import near_hashes
@@ -25,17 +26,15 @@ from curation.distance import NearestCentroid, default_device
 from curation.embedding_files import EmbeddingFiles
 from curation.errors import ConfigError
 from curation.files import atomic_path, save_array, write_atomic
-from curation.hierarchy import Level
+from curation.levels import Level
 from curation.sampling import grouped
-from curation.source import tensor
-from pipeline.artifacts import Manifest, Part, identity, read_kind
+from pipeline.artifacts import DUPLICATES, Manifest, Part, identity, read_kind
 from pipeline.cluster import read_hierarchy
 from pipeline.embed import embedding_files, read_scores
 from pipeline.shard import read_index
 from pipeline.sources import HELD_OUT, POOL
 from pipeline.stage import Made, Work
 
-DUPLICATES = "duplicates.parquet"
 _PART_ROWS, _MOST_PARTS = 250_000, 1024
 _EDGES_HELD = 2**26
 """Edges in memory at once; each takes about a hundred bytes while it is decided which rows go."""

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from curation import rng
 from curation.embedding_files import EmbeddingFiles
@@ -19,8 +18,11 @@ from pipeline.shard import INDEX, read_index
 from pipeline.sources import POOL
 from pipeline.stage import Made, Work
 from trainers.config import PixelsConfig
-from trainers.encoders import DESCRIPTION, WEIGHTS, Encoder, build_encoder
+from trainers.layout import DESCRIPTION, WEIGHTS
 from trainers.samples import SampleList
+
+if TYPE_CHECKING:
+    from trainers.encoders import Encoder
 
 _FIT_ROWS = 4096
 _BLOCK_ROWS = 16384
@@ -69,11 +71,16 @@ class Embed:
 
 def build_and_save(samples: Path, config: EmbedConfig, seed: int, out: Path) -> None:
     """Build the first round's encoder; pixel components are fitted to a random sample of the pool."""
+    import torch
+
+    from trainers.embed import squares
+    from trainers.encoders import build_encoder
+
     images = np.empty((0, 3, 0, 0), dtype=np.uint8)
     if isinstance(config.encoder, PixelsConfig):
         pool = sample_list(samples, POOL)
         rows = rng.permute(rng.key(seed, "fit"), np.arange(min(_FIT_ROWS, len(pool))), len(pool))
-        images = pool.squares(np.sort(rows), config.encoder.image_size)
+        images = squares(pool, np.sort(rows), config.encoder.image_size)
     with torch.random.fork_rng(devices=[]):  # weights that are not pretrained are random, by the seed
         torch.manual_seed(rng.key(seed, "weights") >> 1)
         build_encoder(config.encoder, images).save(out)
@@ -85,7 +92,9 @@ def sample_list(samples: Path, split: str) -> SampleList:
 
 
 @lru_cache(maxsize=1)
-def _encoder(directory: Path, _modified: int) -> Encoder:
+def _encoder(directory: Path, _modified: int) -> "Encoder":
+    from trainers.encoders import Encoder
+
     return Encoder.load(directory)
 
 

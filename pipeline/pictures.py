@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 
 from curation import rng
 from curation.errors import DataError
-from curation.hierarchy import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 from curation.source import EmbeddingSource
 from pipeline import charts, digits
+from pipeline.artifacts import DUPLICATES
 from pipeline.charts import WIDTH, Sheet
 from pipeline.cluster import read_hierarchy
-from pipeline.dedup import DUPLICATES
 from pipeline.embed import open_embeddings
 from pipeline.record import Run
 from pipeline.shard import INDEX, REJECTS

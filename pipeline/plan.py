@@ -14,22 +14,16 @@ from curation.config import ClusterConfig
 from curation.cost import costs, suggested
 from curation.embedding_files import EmbeddingFiles
 from pipeline.artifacts import BEGUN, MANIFEST, Manifest
-from pipeline.cluster import Cluster
 from pipeline.config import DigitsConfig, RunConfig
 from pipeline.console import duration, size
-from pipeline.dedup import Dedup
 from pipeline.digits import held_out_count, pool_counts
-from pipeline.embed import Embed
-from pipeline.evaluate import Evaluate
 from pipeline.record import Run, headline
 from pipeline.rounds import steps
-from pipeline.select import Select
-from pipeline.shard import Shard
 from pipeline.sources import POOL, find_images, thin_to_long_tail
 from pipeline.stage import WORK, Step, stale
-from pipeline.train import EVALUATED, Train
+from pipeline.train import EVALUATED
 from trainers.config import EncoderConfig, PixelsConfig, TrainConfig
-from trainers.train import METRICS
+from trainers.layout import METRICS
 
 _SECONDS_PER_STAGE = 2.0  # processes start, modules load
 _DECODES_PER_SECOND = 2000.0  # a core, small images; large ones are slower
@@ -129,7 +123,7 @@ def state_of(step: Step, run_dir: Path) -> str:
     if not (out / BEGUN).exists():
         return "to do"
     done = len(list((out / WORK).glob("*.json"))) if (out / WORK).exists() else 0
-    if isinstance(step.stage, Train) and (out / METRICS).exists():
+    if step.stage.kind == "training" and (out / METRICS).exists():
         return f"begun, step {sum(1 for _ in (out / METRICS).open()):,}"
     return f"begun, {done} parts" if done else "begun"
 
@@ -162,25 +156,25 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
     first_round = "round-0" in step.name or "baseline" in step.name
     encoder = config.embed.encoder if first_round else config.train.encoder
     chosen = config.select.rows(pool)
-    match step.stage:
-        case Shard():
+    match step.stage.kind:
+        case "samples":
             parts = shards + math.ceil(held_out / config.shard.samples_per_shard)
             return Estimate(pool + held_out, 2 * parts, source_bytes, 0, pool + held_out)
-        case Embed():
+        case "embeddings":
             flops, dim = encoder_cost(encoder)
             return Estimate(pool, shards, pool * (2 * dim + 8), pool * flops, pool)
-        case Cluster():
+        case "clusters":
             dim = encoder_cost(encoder)[1]
             levels = config.cluster.levels
             num_bytes = 4 * dim * sum(levels) + 8 * (pool + sum(levels[:-1]))
             flops = sum(level.flops for level in costs(config.cluster, pool, dim))
             return Estimate(pool, 1 + 4 * len(levels), num_bytes, flops)
-        case Dedup():
+        case "duplicates":
             dim, clusters = encoder_cost(encoder)[1], config.cluster.levels[0]
             return Estimate(pool, 2 * math.ceil(pool / 250_000), 16 * pool, 2.0 * pool * dim * (2 * clusters + pool / clusters))
-        case Select():
+        case "selection":
             return Estimate(chosen, 3, 16 * pool, 0)
-        case Train():
+        case "training":
             exposures = config.train.epochs * chosen
             crops = 2 + config.train.views.num_local
             flops, decodes = exposures * train_flops(config.train), round(exposures * (1 + crops / 4))
@@ -190,7 +184,7 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
                 measured = round(times * (min(pool, most) + min(held_out, most)))
                 flops, decodes = flops + measured * encoder_cost(config.train.encoder)[0], decodes + measured
             return Estimate(chosen, 4, 0, flops, decodes)
-        case Evaluate():
+        case "evaluation":
             rows = min(pool, config.evaluate.max_samples) + min(held_out, config.evaluate.max_samples)
             used = config.embed.encoder if "baseline" in step.name else config.train.encoder
             return Estimate(rows, 1, 2000, rows * encoder_cost(used)[0], rows)
@@ -203,7 +197,7 @@ def train_flops(config: TrainConfig) -> float:
 
     With stages the mean over the training.
     """
-    teacher = 1 if config.method.type == "dino" else 0
+    teacher = 1 if "momentum" in type(config.method).model_fields else 0
     stages = config.views_from()
     ends = [*(begins for begins, _ in stages[1:]), 1.0]
     flops = 0.0

@@ -22,8 +22,7 @@ from pipeline.cluster import read_hierarchy
 from pipeline.console import duration, size
 from pipeline.pictures import Pictures, clusters, embedding_map, label_name, near_duplicates, rejects
 from pipeline.record import Run, whole_lines
-from trainers.evaluations import EVALUATIONS
-from trainers.train import METRICS
+from trainers.layout import EVALUATIONS, METRICS
 
 PAGE, TEMPLATE = "report.html", "report.html.j2"
 _THIRD = (WIDTH - 2 * 32) // 3

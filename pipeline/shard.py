@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.dedup.hashing import perceptual_hash
 from curation.errors import DataError
 from curation.files import atomic_path
 from pipeline import digits
@@ -25,7 +24,7 @@ from pipeline.artifacts import Part
 from pipeline.config import ImagesConfig, ShardConfig
 from pipeline.sources import HELD_OUT, POOL, QUERY, SPLITS, find_images, thin_to_long_tail
 from pipeline.stage import Made, Work
-from trainers.images import crop_resize, decode
+from trainers.images import decode
 
 INDEX, REJECTS = "index", "rejects.parquet"
 _PROBE_ROWS = 2000
@@ -200,6 +199,9 @@ def _probe(row: dict[str, Any], min_side: int) -> dict[str, Any]:
 
 def _phash(image: np.ndarray) -> int | None:
     """The perceptual hash of (H, W, 3) uint8; None if there is nothing to be seen, for all such images would be alike."""
+    from curation.dedup.hashing import perceptual_hash
+    from trainers.resize import crop_resize
+
     gray = crop_resize(image, 0, 0, image.shape[0], image.shape[1], 32).float().mean(0)
     return int(perceptual_hash(gray[None])[0]) if gray.std() > _FLAT else None
 

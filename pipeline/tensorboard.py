@@ -9,8 +9,7 @@ from typing import Any
 
 from curation.errors import ConfigError
 from curation.files import explained
-from trainers.evaluations import EVALUATIONS
-from trainers.train import METRICS
+from trainers.layout import EVALUATIONS, METRICS
 
 EVENTS = "tensorboard"
 _TAGS = {METRICS: "train", EVALUATIONS: "evaluation"}

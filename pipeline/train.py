@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curation.errors import ConfigError, DataError, StoppedError
 from pipeline.artifacts import Part, by_content, read_kind
@@ -16,12 +16,12 @@ from pipeline.evaluate import evaluation_set
 from pipeline.select import SELECTION, TRAINING
 from pipeline.stage import Made, Work
 from pipeline.tensorboard import TensorBoard
-from trainers import checkpoint
 from trainers.config import EvaluateConfig, TrainConfig
-from trainers.encoders import DESCRIPTION, WEIGHTS
-from trainers.evaluate import EvaluationSet
-from trainers.evaluations import BEST, ENCODERS, EVALUATIONS
-from trainers.train import CHECKPOINTS, METRICS, TrainProgress
+from trainers.layout import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
+
+if TYPE_CHECKING:
+    from trainers.evaluate import EvaluationSet
+    from trainers.train import TrainProgress
 
 _WORTH_SAYING = 0.1
 EVALUATED = 4096
@@ -55,7 +55,7 @@ class Train:
         if previous:
             read_kind(previous, "training")
         ranks = self.num_ranks(work)
-        init_from = checkpoint.newest(previous / CHECKPOINTS) if previous else None
+        init_from = newest_checkpoint(previous / CHECKPOINTS) if previous else None
         if previous and init_from is None:
             raise DataError(f"{previous} has no checkpoint left to start from. Train it again, or start without it.")
         stop_file = work.scratch / "stop"
@@ -89,7 +89,7 @@ class Train:
                 f"{work.out / METRICS} has {steps:,} lines after {last.step:,} steps: something else wrote to it. See that "
                 f"no other process trains into {work.out}, delete that directory, and run again."
             )
-        newest = checkpoint.newest(work.out / CHECKPOINTS)
+        newest = newest_checkpoint(work.out / CHECKPOINTS)
         assert newest is not None
         for old in (work.out / CHECKPOINTS).iterdir():
             if old != newest:
@@ -154,8 +154,8 @@ def train_rank(
     seed: int,
     init_from: Path | None,
     stop_file: Path,
-    evaluated_on: EvaluationSet | None,
-) -> Iterator[TrainProgress]:
+    evaluated_on: "EvaluationSet | None",
+) -> Iterator["TrainProgress"]:
     """One rank of the training."""
     from curation.distance import default_device
     from trainers.samples import SampleList

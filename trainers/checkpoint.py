@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from curation.errors import DataError
 from curation.files import write_atomic
 from trainers.distributed import rank
+from trainers.layout import STATE, newest_checkpoint, whole_checkpoints
 
-STATE = "state.json"
 # None stays for having been evaluated best. It would cost several times the encoder, which does stay (`evaluations`) and can
 # start any training; what a checkpoint has beyond that only serves to finish its own, or to go on from its end.
 _KEPT = 2
@@ -80,7 +80,7 @@ class Checkpoints:
                     _sort_header(file)
                 write_atomic(path / STATE, json.dumps(facts) + "\n")
                 path.rename(path.with_name(path.name[1:]))
-                for old in _all(self._directory)[:-_KEPT]:
+                for old in whole_checkpoints(self._directory)[:-_KEPT]:
                     shutil.rmtree(old)
         except (OSError, CheckpointException) as error:
             cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
@@ -121,14 +121,9 @@ def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | No
     return facts
 
 
-def newest(directory: Path) -> Path | None:
-    """Where the newest checkpoint in `directory` is, or None."""
-    return next(iter(_all(directory)[::-1]), None)
-
-
 def newest_step(directory: Path) -> int:
     """How many steps the newest checkpoint in `directory` has seen; 0 without one. No kill leads back to before that."""
-    path = newest(directory)
+    path = newest_checkpoint(directory)
     return int(path.name.removeprefix("step-")) if path else 0
 
 
@@ -147,7 +142,3 @@ def _sort_header(path: Path) -> None:
         header = json.dumps(json.loads(file.read(length)), sort_keys=True, separators=(",", ":")).encode()
         file.seek(8)
         file.write(header.ljust(length))
-
-
-def _all(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("step-*") if (path / STATE).exists())

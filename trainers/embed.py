@@ -1,10 +1,13 @@
 """Run a frozen encoder over samples."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
 from trainers.encoders import Encoder
-from trainers.samples import SampleList
+from trainers.resize import to_square
+from trainers.samples import SampleList, ShardReader
 
 
 def embed(
@@ -21,6 +24,15 @@ def embed(
     features = []
     with torch.inference_mode():
         for start in range(0, len(indices), batch_size):
-            images = samples.squares(indices[start : start + batch_size], encoder.config.image_size)
+            images = squares(samples, indices[start : start + batch_size], encoder.config.image_size)
             features.append(encoder(torch.from_numpy(images).to(device)).cpu().numpy())
     return np.concatenate(features)
+
+
+def squares(samples: SampleList, indices: np.ndarray, size: int) -> np.ndarray:
+    """Samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8. Held in memory: for batches."""
+    reader = ShardReader(samples)
+    reader.ahead(indices)
+    with ThreadPoolExecutor(2) as pool:
+        images = pool.map(lambda index: to_square(reader.image(int(index)), size).numpy(), indices)
+        return np.stack(list(images)) if len(indices) else np.empty((0, 3, size, size), dtype=np.uint8)

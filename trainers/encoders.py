@@ -16,9 +16,8 @@ from curation.errors import ConfigError, DataError
 from curation.files import write_atomic
 from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, TrainableConfig, VitConfig
 from trainers.foreign import load_weights
+from trainers.layout import DESCRIPTION, WEIGHTS
 from trainers.vit import VisionTransformer
-
-WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 
 
 class PixelComponents(nn.Module):

@@ -22,8 +22,7 @@ from trainers.distributed import gather, rank, whole_state, world_size
 from trainers.embed import embed
 from trainers.encoders import Encoder, build_backbone, export, untrained
 from trainers.evaluate import EvaluationSet
-
-EVALUATIONS, ENCODERS, BEST = "evaluations.jsonl", "encoders", "best"
+from trainers.layout import BEST, ENCODERS, EVALUATIONS
 
 
 class Evaluations:

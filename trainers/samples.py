@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from curation.errors import DataError
 from trainers import stores
-from trainers.images import decode, to_square
+from trainers.images import decode
 
 ROWS_PER_EPOCH = "rows_per_epoch"
 """In the schema's metadata of a training list: how many of its rows an epoch shows, others each time."""
@@ -101,14 +100,6 @@ class SampleList:
 
     def __len__(self) -> int:
         return len(self.row_id)
-
-    def squares(self, indices: np.ndarray, size: int) -> np.ndarray:
-        """Samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8. Held in memory: for batches."""
-        reader = ShardReader(self)
-        reader.ahead(indices)
-        with ThreadPoolExecutor(2) as pool:
-            images = pool.map(lambda index: to_square(reader.image(int(index)), size).numpy(), indices)
-            return np.stack(list(images)) if len(indices) else np.empty((0, 3, size, size), dtype=np.uint8)
 
     def image(self, index: int) -> np.ndarray:
         """Read and decode one sample: (H, W, 3) uint8."""

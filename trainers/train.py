@@ -24,12 +24,12 @@ from trainers.encoders import export, untrained
 from trainers.engine import Engine
 from trainers.evaluate import EvaluationSet, label_free
 from trainers.evaluations import Evaluations
+from trainers.layout import CHECKPOINTS, METRICS, newest_checkpoint
 from trainers.loader import Batch, Loader
 from trainers.method import Clock
 from trainers.method_config import ClassifyConfig
 from trainers.samples import SampleList
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 _MOST_BAD_STEPS = 3
 _MOST_ROLLBACKS = 3
 
@@ -88,7 +88,7 @@ def train(
             return
         except _DivergedError as error:
             begin_at = training.step + training.passed_over
-            if rollback == _MOST_ROLLBACKS or checkpoint.newest(out / CHECKPOINTS) is None:
+            if rollback == _MOST_ROLLBACKS or newest_checkpoint(out / CHECKPOINTS) is None:
                 raise DataError(
                     f"{error} Lower train.learning_rate or raise train.warmup_epochs, and run again with --redo."
                 ) from None
@@ -127,7 +127,7 @@ class _Training:
         _check_labels(config, samples)
         self.steps_per_epoch = self.loader.epoch_size / config.global_batch_size
         self.total_steps = max(1, math.ceil(config.epochs * self.steps_per_epoch))
-        newest = checkpoint.newest(out / CHECKPOINTS)
+        newest = newest_checkpoint(out / CHECKPOINTS)
         fresh = newest is None and init_from is None
         start = config if fresh else config.model_copy(update={"encoder": untrained(config.encoder)})
         self.engine = Engine(start, len(samples), seed=seed, device=device)

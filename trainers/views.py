@@ -16,7 +16,8 @@ from torch import Tensor
 from curation import rng
 from trainers.colour import ORDERS, Changes, recolour
 from trainers.config import ViewsConfig
-from trainers.images import crop_resize_into, decode, size_of
+from trainers.images import decode, size_of
+from trainers.resize import crop_resize_into
 
 _TRIES = 10
 _PLACE = 2 * _TRIES

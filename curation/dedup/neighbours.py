@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curation.blocks import read_ahead, tensor
 from curation.distance import FullProducts, default_device
 from curation.sampling import grouped
-from curation.source import EmbeddingSource, read_ahead, tensor
+from curation.source import EmbeddingSource
 
 _HELD = 2**26
 """Numbers of row data held at once."""

@@ -8,7 +8,7 @@ import numpy as np
 from curation import rng
 from curation.allocation import water_fill
 from curation.config import BalancedConfig
-from curation.hierarchy import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 from curation.sampling import Tickets, by_chance, by_distance, draw, grouped, sizes_of
 from curation.selection import Pool, Selection
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from curation.allocation import apportion
+from curation.blocks import tensor
 from curation.config import RetrievalConfig
 from curation.distance import NearestCentroid, default_device
 from curation.errors import DataError
 from curation.exact import for_products
 from curation.sampling import by_chance, draw, sizes_of
 from curation.selection import Pool, Selection
-from curation.source import EmbeddingSource, tensor
+from curation.source import EmbeddingSource
 
 _HELD = 2**22
 """Distances held at once."""

@@ -10,7 +10,7 @@ import numpy as np
 from curation import rng
 from curation.config import SensitivityConfig
 from curation.errors import DataError
-from curation.hierarchy import Level
+from curation.levels import Level
 from curation.sampling import by_distance, draw
 from curation.selection import Pool, Selection
 

@@ -6,8 +6,9 @@ import torch
 
 from curation import splits
 from curation.collectives import Alone, TorchCollectives
-from curation.hierarchy import Level, hierarchical_kmeans
+from curation.hierarchy import hierarchical_kmeans
 from curation.journal import Journal
+from curation.levels import Level
 from curation.source import ArraySource
 from tests.helpers import on_ranks
 

@@ -105,8 +105,19 @@ def test_help_is_quick_and_names_every_verb() -> None:
         assert "KEY=VALUE" in windrow(verb, "--help").stdout or verb in ("status", "report", "doctor")
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, launch.cli; print([m for m in ('torch', 'ray', 'numpy', 'pyarrow', 'pydantic') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("launch.cli", ["torch", "ray", "numpy", "pyarrow", "pydantic"]),
+        (
+            "launch.config, launch.provenance, pipeline.rounds, pipeline.plan, pipeline.report",
+            ["torch", "ray", "sklearn", "timm"],
+        ),
+    ],
+    ids=["help", "looking at a run"],
+)
+def test_nothing_heavy_is_imported_for(modules: str, heavy: list[str]) -> None:
+    code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     python = shutil.which("python", path=str(Path(WINDROW).parent))
     assert python is not None
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from curation.hierarchy import Level, hierarchical_kmeans
+from curation.hierarchy import hierarchical_kmeans
+from curation.levels import Level
 from curation.quality import silhouette
 from curation.source import ArraySource
 from pipeline import cluster

@@ -8,8 +8,7 @@ from curation.errors import ConfigError
 from curation.files import write_atomic
 from pipeline.tensorboard import EVENTS, TensorBoard
 from tests.helpers import TINY, windrow, words, write_images
-from trainers.evaluations import EVALUATIONS
-from trainers.train import METRICS
+from trainers.layout import EVALUATIONS, METRICS
 
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -13,14 +13,14 @@ from curation.errors import DataError
 from tests.helpers import on_ranks
 from tests.trainers.test_loader import shards
 from tests.trainers.test_train import CONFIG, VIT
-from trainers import checkpoint
 from trainers.config import EvaluateConfig, TimmConfig, TrainConfig
 from trainers.embed import embed
 from trainers.encoders import Encoder
 from trainers.evaluate import EvaluationSet
-from trainers.evaluations import BEST, ENCODERS, EVALUATIONS, Evaluations
+from trainers.evaluations import Evaluations
+from trainers.layout import BEST, CHECKPOINTS, ENCODERS, EVALUATIONS, newest_checkpoint
 from trainers.samples import SampleList
-from trainers.train import CHECKPOINTS, train
+from trainers.train import train
 
 NUM, POOL = 23, 15  # more than two ranks can share evenly
 EVALUATED = CONFIG.model_copy(update={"evaluate_every": 1.0})
@@ -210,7 +210,7 @@ def test_an_evaluation_that_cannot_be_written_stops_with_a_sentence_and_leaves_n
             go(EVALUATED, samples, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    newest = checkpoint.newest(out / CHECKPOINTS)
+    newest = newest_checkpoint(out / CHECKPOINTS)
     assert newest is not None
     assert newest.name == "step-00000008"
     assert [path.name for path in sorted((out / ENCODERS).glob("step-*"))] == ["step-00000003", "step-00000006"]

@@ -15,7 +15,7 @@ from tests.trainers.test_loader import shards
 from tests.trainers.test_train import CONFIG, VIT, go
 from trainers.config import TimmConfig, VitConfig
 from trainers.encoders import Encoder, build_backbone, build_encoder
-from trainers.train import CHECKPOINTS
+from trainers.layout import CHECKPOINTS
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

@@ -2,7 +2,6 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from curation.errors import DataError
@@ -64,9 +63,3 @@ def test_huge_images_are_refused_before_they_are_decoded(monkeypatch: pytest.Mon
     for kind in ("JPEG", "PNG"):
         with pytest.raises(DataError, match="too large: 30 x 20"):
             images.decode(encode(PIXELS, kind))
-
-
-def test_squares_are_cut_from_the_centre() -> None:
-    square = images.to_square(PIXELS, 20)
-    assert torch.equal(square, torch.from_numpy(PIXELS[:, 5:25].copy()).permute(2, 0, 1))
-    assert images.to_square(PIXELS, 10).shape == (3, 10, 10)

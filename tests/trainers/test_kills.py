@@ -14,8 +14,7 @@ import numpy as np
 from tests.helpers import Killable
 from tests.trainers.test_loader import shards
 from tests.trainers.train_until_killed import METHODS, STEPS
-from trainers import checkpoint
-from trainers.train import CHECKPOINTS, METRICS
+from trainers.layout import CHECKPOINTS, METRICS, newest_checkpoint
 
 
 def begin(directory: Path, out: Path, world_size: int) -> Killable:
@@ -66,7 +65,7 @@ def test_killed_and_stopped_at_random_steps_it_ends_the_same_on_any_number_of_ra
             name = list(METHODS)[(num_lines(out) - 1) // STEPS]
             steps = num_lines(out) - STEPS * list(METHODS).index(name)
             assert num_lines(out) <= shown + 3 or steps <= 2  # the method before may have come to its end meanwhile
-            newest = checkpoint.newest(out / name / CHECKPOINTS)
+            newest = newest_checkpoint(out / name / CHECKPOINTS)
             assert newest is not None
             assert newest.name == f"step-{steps:08d}"  # nothing is lost
         else:

@@ -13,6 +13,7 @@ from curation.errors import ConfigError, DataError
 from tests.trainers.test_loader import load, shards, spoil
 from trainers import samples as sampling
 from trainers import stores
+from trainers.embed import squares
 from trainers.samples import SHARDS_URL, SampleList, ShardReader
 
 
@@ -99,7 +100,7 @@ def test_samples_are_asked_for_together(tmp_path: Path, server: Server) -> None:
     server.failing = 100
     assert [reader.image(index)[0, 0, 0] for index in range(8)] == list(range(0, 80, 10))
     server.failing = 0
-    assert there.squares(np.arange(10), 8)[:, 0, 0, 0].tolist() == list(range(0, 100, 10))
+    assert squares(there, np.arange(10), 8)[:, 0, 0, 0].tolist() == list(range(0, 100, 10))
 
 
 def test_a_store_that_fails_for_a_moment_changes_nothing(tmp_path: Path, server: Server) -> None:

@@ -14,15 +14,16 @@ from safetensors.torch import load_file
 from curation.errors import DataError
 from tests.helpers import on_ranks
 from tests.trainers.test_loader import shards
-from trainers import checkpoint
 from trainers.config import StageConfig, TimmConfig, TrainConfig, ViewsConfig, VitConfig
+from trainers.embed import squares
 from trainers.encoders import Encoder
 from trainers.engine import Engine, Stepped
+from trainers.layout import CHECKPOINTS, METRICS, STATE, newest_checkpoint
 from trainers.loader import Loader
 from trainers.method import Clock, Views
 from trainers.method_config import DinoConfig, SwavConfig
 from trainers.samples import SampleList
-from trainers.train import CHECKPOINTS, METRICS, train
+from trainers.train import train
 
 VIEWS = ViewsConfig(num_local=2, global_size=16, local_size=8)
 VIT = VitConfig(image_size=16, patch_size=8, dim=24, depth=2, heads=2)
@@ -56,7 +57,7 @@ def go(config: TrainConfig, samples: SampleList, out: Path, *, stop_after: int |
 def test_a_start_from_something_else_is_refused(tmp_path: Path) -> None:
     samples = shards(tmp_path, num=24)
     go(CONFIG, samples, tmp_path / "first", stop_after=4)
-    start = checkpoint.newest(tmp_path / "first" / CHECKPOINTS)
+    start = newest_checkpoint(tmp_path / "first" / CHECKPOINTS)
     other = CONFIG.model_copy(update={"method": SWAV})
     with pytest.raises(DataError, match="another method or encoder"):
         next(iter(train(other, samples, tmp_path / "second", seed=3, init_from=start)))
@@ -76,7 +77,7 @@ def test_a_short_training_learns_and_leaves_an_encoder(
     curve = losses(tmp_path / "out")
     assert len(curve) == 60
     assert min(curve[20:]) < max(curve[:20]) - 0.3
-    features = Encoder.load(tmp_path / "out")(torch.from_numpy(samples.squares(np.arange(24), 16)))
+    features = Encoder.load(tmp_path / "out")(torch.from_numpy(squares(samples, np.arange(24), 16)))
     assert features.isfinite().all()
     assert features.std(0).mean() > 1e-4
 
@@ -202,7 +203,7 @@ def _stop_and_continue(_: int, directory: Path) -> None:
             stop.touch()
     assert steps[-1] <= 11
     assert not progress.finished
-    assert checkpoint.newest(out / CHECKPOINTS) == out / CHECKPOINTS / f"step-{steps[-1]:08d}"
+    assert newest_checkpoint(out / CHECKPOINTS) == out / CHECKPOINTS / f"step-{steps[-1]:08d}"
     assert not (out / "encoder.safetensors").exists()
     go(CONFIG, samples, out)
 
@@ -253,7 +254,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(tmp_path: Path) -> None:
 
 
 def saved(out: Path) -> dict[str, torch.Tensor]:
-    path = checkpoint.newest(out / CHECKPOINTS)
+    path = newest_checkpoint(out / CHECKPOINTS)
     assert path is not None
     return load_file(next(path.glob("*.safetensors")))
 
@@ -274,7 +275,7 @@ def test_frozen_prototypes_do_not_move(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     samples = shards(tmp_path, num=24)
     go(CONFIG, samples, tmp_path / "out", stop_after=4)
-    newest = checkpoint.newest(tmp_path / "out" / CHECKPOINTS)
+    newest = newest_checkpoint(tmp_path / "out" / CHECKPOINTS)
     assert newest is not None
     file = next(newest.glob("*.safetensors"))
     whole = file.read_bytes()
@@ -291,8 +292,8 @@ def test_only_the_newest_checkpoints_are_kept_and_no_half_one_counts(tmp_path: P
     go(CONFIG, samples, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out" / CHECKPOINTS).iterdir())
     assert names == ["step-00000020", "step-00000024"]
-    (tmp_path / "out" / CHECKPOINTS / names[1] / checkpoint.STATE).unlink()
-    newest = checkpoint.newest(tmp_path / "out" / CHECKPOINTS)
+    (tmp_path / "out" / CHECKPOINTS / names[1] / STATE).unlink()
+    newest = newest_checkpoint(tmp_path / "out" / CHECKPOINTS)
     assert newest is not None
     assert newest.name == names[0]
 
@@ -307,7 +308,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_with_a_sentence_and_keeps_the
             go(CONFIG, samples, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    newest = checkpoint.newest(tmp_path / "out" / CHECKPOINTS)
+    newest = newest_checkpoint(tmp_path / "out" / CHECKPOINTS)
     assert newest is not None
     assert newest.name == "step-00000004"
     go(CONFIG, samples, tmp_path / "out")

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from curation.dedup import neighbours
 from curation.dedup.neighbours import Pairs, find_visits, near_pairs
-from curation.hierarchy import Level, hierarchical_kmeans
+from curation.hierarchy import hierarchical_kmeans
+from curation.levels import Level
 from curation.sampling import grouped
 from curation.source import ArraySource
 

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.hierarchy import ClusterHierarchy, Level, hierarchical_kmeans
+from curation.hierarchy import hierarchical_kmeans
+from curation.levels import ClusterHierarchy, Level
 from curation.selection import Pool
 from curation.selectors import select
 from curation.source import ArraySource

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from curation import rng, sampling
 from curation.config import BalancedConfig, RandomConfig, Rs2Config, SensitivityConfig
 from curation.errors import ConfigError
-from curation.hierarchy import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 from curation.selection import Pool, Selection
 from curation.selectors import select
 from tests.curation.selectors.helpers import clustered, hierarchy
