@@ -6,7 +6,6 @@ from every cluster (resampling), moves them towards an even cover of the space t
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,20 +17,9 @@ from curation.distance import Engine, default_device
 from curation.errors import ConfigError
 from curation.journal import Journal
 from curation.kmeans import Fit, KMeansResult, Progress, kmeans_steps
-from curation.levels import Level
+from curation.levels import HierarchyProgress, Level
 from curation.source import ArraySource, EmbeddingSource, SharedSource, Subset
 from curation.splits import split_clusters
-
-
-@dataclass(frozen=True)
-class HierarchyProgress:
-    """What happens inside a level."""
-
-    level: int
-    """Counted from 1."""
-    step: int
-    """0 for the first k-means, then the resampling step."""
-    kmeans: Progress
 
 
 def hierarchical_kmeans(
@@ -164,7 +152,7 @@ def _inside(depth: int, step: int, steps: Generator[Progress, None, Fit]) -> Gen
         except StopIteration as end:
             found: Fit = end.value
             return found
-        yield HierarchyProgress(depth, step, progress)
+        yield HierarchyProgress(depth, step, progress.iteration, progress.inertia)
 
 
 def closest_items(result: KMeansResult, per_cluster: int, workers: Collectives) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A hierarchy of clusters, as arrays."""
+"""A hierarchy of clusters, as arrays, and what is told while it is made."""
 
 from dataclasses import dataclass
 
@@ -41,3 +41,15 @@ class ClusterHierarchy:
         for upper in self.levels[1:level]:
             labels = upper.assignment[labels]
         return labels
+
+
+@dataclass(frozen=True)
+class HierarchyProgress:
+    """What happens inside a level."""
+
+    level: int
+    """Counted from 1."""
+    step: int
+    """0 for the first k-means, then the resampling step."""
+    iteration: int
+    inertia: float

@@ -11,7 +11,7 @@ from curation import rng
 from curation.config import ClusterConfig
 from curation.errors import DataError
 from curation.files import atomic_path, save_array
-from curation.levels import ClusterHierarchy, Level
+from curation.levels import ClusterHierarchy, HierarchyProgress, Level
 from curation.quality import imbalance, kl_from_uniform, silhouette, size_entropy
 from curation.source import EmbeddingSource
 from pipeline.artifacts import Part, read_kind
@@ -20,7 +20,6 @@ from pipeline.stage import Made, Work
 
 if TYPE_CHECKING:
     from curation.collectives import Collectives
-    from curation.hierarchy import HierarchyProgress
 
 ROW_ID = "row_id.npy"
 _ARRAYS = ("centroids", "assignment", "squared_distance", "sizes")  # the last is written last
@@ -48,7 +47,7 @@ class Cluster:
                 if isinstance(event, str):
                     console.say(f"  {event}")
                 else:
-                    note = f"level {event.level}, iteration {event.kmeans.iteration}, inertia {event.kmeans.inertia:,.5g}"
+                    note = f"level {event.level}, iteration {event.iteration}, inertia {event.inertia:,.5g}"
                     done = (event.level - 1) * steps_per_level + event.step
                     meter.move(done, len(self.config.levels) * steps_per_level, note)
         levels = saved_levels(work.out)
@@ -92,7 +91,7 @@ def silhouettes(source: EmbeddingSource, levels: Sequence[Level], *, stream: int
 
 def cluster_rank(
     embeddings: Path, config: ClusterConfig, seed: int, out: Path, scratch: Path
-) -> Iterator["str | HierarchyProgress"]:
+) -> Iterator[str | HierarchyProgress]:
     """One worker of the clustering; the levels are saved one by one. Yields what happens."""
     import torch.distributed as dist
 

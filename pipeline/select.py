@@ -14,6 +14,7 @@ from curation.errors import DataError
 from curation.files import atomic_path
 from curation.quality import coverage, share_empty, total_variation_from_uniform, vendi_score
 from curation.selection import Pool, Selection
+from curation.selectors import select
 from curation.source import ArraySource, EmbeddingSource
 from pipeline.artifacts import DUPLICATES, Part, read_kind
 from pipeline.cluster import read_hierarchy
@@ -44,8 +45,6 @@ class Select:
         return {"seed": self.seed, **self.config.deciding()}
 
     def make(self, work: Work) -> Made:
-        from curation.selectors import select
-
         pool, row_ids = _pool(work)
         hierarchy, embeddings = pool.hierarchy, pool.embeddings
         if pool.num_available == 0:

@@ -21,7 +21,7 @@ from trainers.layout import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATION
 
 if TYPE_CHECKING:
     from trainers.evaluate import EvaluationSet
-    from trainers.train import TrainProgress
+    from trainers.progress import TrainProgress
 
 _WORTH_SAYING = 0.1
 EVALUATED = 4096

@@ -5,7 +5,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +27,11 @@ from trainers.layout import CHECKPOINTS, METRICS, newest_checkpoint
 from trainers.loader import Batch, Loader
 from trainers.method import Clock
 from trainers.method_config import ClassifyConfig
+from trainers.progress import TrainProgress
 from trainers.samples import SampleList
 
 _MOST_BAD_STEPS = 3
 _MOST_ROLLBACKS = 3
-
-
-@dataclass(frozen=True)
-class TrainProgress:
-    """What the loop reports every `log_every` steps."""
-
-    step: int
-    total_steps: int
-    loss: float
-    images_per_second: float
-    health: Health
-    waiting: float
-    """The share of the time since the last report that went into waiting for samples."""
-    evaluations: tuple[dict[str, Any], ...] = ()
-    """Lines of `evaluations.jsonl` since the last report."""
-
-    @property
-    def finished(self) -> bool:
-        return self.step == self.total_steps
 
 
 class _DivergedError(Exception):

@@ -1,22 +1,12 @@
 """Selectors: which rows of a pool to train on. One module each, from its paper; all are called alike."""
 
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, Protocol
 
 from curation import rng
-from curation.config import (
-    BalancedConfig,
-    PrototypicalityConfig,
-    RandomConfig,
-    RetrievalConfig,
-    Rs2Config,
-    SasConfig,
-    SelectConfig,
-    SensitivityConfig,
-    TypicalityConfig,
-)
+from curation.config import SelectConfig
 from curation.selection import Pool, Selection
-from curation.selectors import balanced, prototypicality, random, retrieval, rs2, sas, sensitivity, typicality
 
 
 class Selector(Protocol):
@@ -25,24 +15,18 @@ class Selector(Protocol):
     def __call__(self, config: Any, pool: Pool, budget: int, *, stream: int) -> Selection: ...
 
 
-SELECTORS: dict[type, Selector] = {
-    BalancedConfig: balanced.select,
-    PrototypicalityConfig: prototypicality.select,
-    RandomConfig: random.select,
-    RetrievalConfig: retrieval.select,
-    Rs2Config: rs2.select,
-    SasConfig: sas.select,
-    SensitivityConfig: sensitivity.select,
-    TypicalityConfig: typicality.select,
-}
-
-
 def select(config: SelectConfig, pool: Pool, *, stream: int) -> Selection:
     """What `config` says, made of what the selections that come before it left. Budgets are shares of the whole pool."""
     counts = {"pool": pool.num_rows, "available": pool.num_available}
     for number, before in enumerate(config.after):
-        left = SELECTORS[type(before)](before, pool, before.rows(pool.num_rows), stream=rng.key(stream, "after", number))
+        left = _selector(before)(before, pool, before.rows(pool.num_rows), stream=rng.key(stream, "after", number))
         pool = pool.chosen(left.rows)
         counts[f"after {left.reason}"] = len(left.rows)
-    made = SELECTORS[type(config)](config, pool, config.rows(pool.num_rows), stream=stream)
+    made = _selector(config)(config, pool, config.rows(pool.num_rows), stream=stream)
     return replace(made, counts={**counts, **made.counts, "selected": len(made.rows)})
+
+
+def _selector(config: SelectConfig) -> Selector:
+    """The module called like the strategy. Imported when it is asked for, because some load torch."""
+    found: Selector = import_module(f"{__name__}.{config.strategy}").select
+    return found

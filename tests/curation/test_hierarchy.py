@@ -7,10 +7,10 @@ import pytest
 from curation.collectives import Alone, TorchCollectives
 from curation.config import BalancedConfig
 from curation.errors import ConfigError
-from curation.hierarchy import HierarchyProgress, closest_items, hierarchical_kmeans
+from curation.hierarchy import closest_items, hierarchical_kmeans
 from curation.journal import Journal
 from curation.kmeans import kmeans
-from curation.levels import ClusterHierarchy, Level
+from curation.levels import ClusterHierarchy, HierarchyProgress, Level
 from curation.quality import total_variation_from_uniform
 from curation.selection import Pool
 from curation.selectors import select
