@@ -11,8 +11,6 @@ from pipeline.shard import read_index
 from tests.helpers import SHARED_DATA, windrow
 from trainers.samples import SampleList
 
-pytestmark = pytest.mark.xdist_group("run")
-
 
 def needs(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not (SHARED_DATA / name).exists(), reason=f"{SHARED_DATA / name} is not there")

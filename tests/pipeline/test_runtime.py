@@ -17,8 +17,6 @@ from pipeline.runtime import Runtime
 from tests.helpers import WINDROW, windrow, write_images
 from trainers.distributed import ranks_here
 
-pytestmark = pytest.mark.xdist_group("run")
-
 # Recent Ray wants a token from everyone who connects; between two processes of a test it only gets in the way.
 OPEN = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 

@@ -16,9 +16,9 @@ LABELS = np.array([5] * 40 + [2] * 9 + [7] * 4 + [0] * 7 + [-1] * 1)
 
 def listed(num: int, directory: Path, num_shards: int = 3, **columns: object) -> SampleList:
     """A list of samples whose bytes nobody reads."""
-    shards = tuple(directory / f"{number}.tar" for number in range(num_shards))
+    shards = tuple(str(directory / f"{number}.tar") for number in range(num_shards))
     for shard in shards:
-        shard.touch()
+        Path(shard).touch()
     rows = np.arange(num)
     defaults = {"repeats": np.ones(num, np.int32)}
     return SampleList(
