@@ -11,18 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from curation import rng
-from curation.blocks import tensor
 from curation.config import DedupConfig
 from curation.dedup.components import components
-from curation.dedup.hashing import near_hashes
-from curation.dedup.neighbours import Pairs, Visits, find_visits, near_pairs
-from curation.dedup.recall import brute_force, covered
 from curation.dedup.rules import drop, leaks
-from curation.distance import NearestCentroid, default_device
 from curation.embedding_files import EmbeddingFiles
 from curation.errors import ConfigError
 from curation.files import atomic_path, save_array, write_atomic
@@ -123,16 +116,21 @@ class _Joined:
         assignment = np.asarray(level.assignment)
         if self.held_out:
             held_out = EmbeddingFiles.open(self.held_out).row_ids()
-            assignment = np.concatenate([assignment, self._nearest(tensor(level.centroids))])
+            assignment = np.concatenate([assignment, self._nearest(level.centroids)])
         members, offsets = grouped(assignment, level.num_clusters)
         save_array(self.arrays / "assignment.npy", assignment)
         save_array(self.arrays / "members.npy", members)
         save_array(self.arrays / "offsets.npy", offsets)
         save_array(self.arrays / "row_id.npy", np.concatenate([row_ids, held_out]))
 
-    def _nearest(self, centroids: Tensor) -> np.ndarray:
+    def _nearest(self, level_centroids: np.ndarray) -> np.ndarray:
         """Which of the centroids (K, D) held-out rows are nearest to: (M,) int32."""
-        centroids = centroids.to(default_device())
+        import torch
+
+        from curation.blocks import tensor
+        from curation.distance import NearestCentroid, default_device
+
+        centroids = tensor(level_centroids).to(default_device())
         nearest = NearestCentroid(centroids, centroids.mean(0))
         source = EmbeddingFiles.open(self.held_out, normalize=True)
         blocks = [torch.from_numpy(block) for _, block in source.blocks()]
@@ -170,6 +168,8 @@ def _find_edges(work: Work, joined: _Joined, config: DedupConfig) -> tuple[list[
 
 def visits_part(index: int, joined: _Joined, shares: list[int], config: DedupConfig, scratch: Path) -> Part:
     """Which other clusters the rows of one share of the embeddings must be compared with."""
+    from curation.dedup.neighbours import find_visits
+
     first = sum(shares[:index])
     mine, assignment = joined.source().share(index, joined.num_parts), joined.array("assignment")
     visits = find_visits(
@@ -186,6 +186,8 @@ def visits_part(index: int, joined: _Joined, shares: list[int], config: DedupCon
 
 def edges_part(index: int, joined: _Joined, bounds: np.ndarray, config: DedupConfig, scratch: Path, out: Path) -> Part:
     """All pairs found in one range of clusters, but for those among held-out rows."""
+    from curation.dedup.neighbours import Visits, near_pairs
+
     low, high = bounds[index : index + 2]
     inside = pc.field("cluster")
     found = [
@@ -207,6 +209,8 @@ def edges_part(index: int, joined: _Joined, bounds: np.ndarray, config: DedupCon
 
 def _hash_edges(work: Work, joined: _Joined, max_bits: int) -> Part:
     """Pairs whose perceptual hashes differ in few bits."""
+    from curation.dedup.hashing import near_hashes
+
     row_id, num_pool = joined.array("row_id"), joined.num_pool
     hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for split, row_ids, first in ((POOL, row_id[:num_pool], 0), (HELD_OUT, row_id[num_pool:], num_pool)):
@@ -276,6 +280,9 @@ def _decide(files: Sequence[Path], joined: _Joined, work: Work, config: DedupCon
 
     If there are more edges than fit in memory they are looked at component by component, so many at a time as fit.
     """
+    from curation.dedup.neighbours import Pairs
+    from curation.dedup.recall import brute_force, covered
+
     row_id, priority = joined.array("row_id"), _priority(work.inputs, joined, config)
     finders = [_finder(row_id[: joined.num_pool]), _finder(row_id[joined.num_pool :])]
 

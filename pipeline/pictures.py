@@ -20,7 +20,7 @@ from pipeline.embed import open_embeddings
 from pipeline.record import Run
 from pipeline.shard import INDEX, REJECTS
 from trainers.images import decode
-from trainers.samples import SampleList
+from trainers.samples import SampleList, ShardReader
 
 MAP_ROWS, MAP_PICTURES = 2000, 500
 _PER_CLUSTER, _PER_GROUP, _PER_REASON = 12, 3, 7
@@ -108,10 +108,11 @@ class Pictures:
         """The number on the sheet of each of `row_ids` that can be read."""
         wanted = np.array([row for row in np.unique(row_ids) if int(row) not in self._known], dtype=np.int64)
         if len(wanted):
-            samples = SampleList.of(self.rows(wanted), self._samples)
+            reader = ShardReader(SampleList.of(self.rows(wanted), self._samples), tries=1)
+            reader.ahead(range(len(wanted)))
             for index, row in enumerate(wanted.tolist()):
                 try:
-                    self._known[row] = self._sheet.add(samples.image(index))
+                    self._known[row] = self._sheet.add(reader.image(index))
                 except DataError:  # a shard was moved away: the rest of the page does without
                     continue
         return {row: self._known[row] for row in map(int, row_ids) if row in self._known}

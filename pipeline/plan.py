@@ -188,8 +188,10 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
             rows = min(pool, config.evaluate.max_samples) + min(held_out, config.evaluate.max_samples)
             used = config.embed.encoder if "baseline" in step.name else config.train.encoder
             return Estimate(rows, 1, 2000, rows * encoder_cost(used)[0], rows)
-        case _:
+        case "raw images":
             return Estimate(pool + held_out, pool + held_out, source_bytes, 0)
+        case kind:
+            raise AssertionError(f"nobody has estimated {kind}")
 
 
 def train_flops(config: TrainConfig) -> float:

@@ -7,6 +7,7 @@ from curation import rng
 from curation.errors import StaleArtifactError
 from pipeline.cluster import Cluster
 from pipeline.config import DigitsConfig, RunConfig
+from pipeline.dedup import Dedup
 from pipeline.digits import WriteDigits
 from pipeline.embed import Embed
 from pipeline.evaluate import Evaluate
@@ -53,8 +54,6 @@ def steps(config: RunConfig) -> list[Step]:
         select = Select(config.select, stream("select", number))
         inputs = {"samples": samples, "embeddings": embeddings, "clusters": clusters}
         if config.dedup:
-            from pipeline.dedup import Dedup  # needs torch, which takes seconds to load
-
             inputs["duplicates"] = add(Step(f"{place}/dedup", Dedup(config.dedup), dict(inputs)))
         selection = add(Step(f"{place}/select", select, inputs))
         start = {"previous": previous} if previous and config.train.warm_start else {}

@@ -207,7 +207,8 @@ def _cut_all(num_bytes: int, memory: int, tasks: int, done: int) -> None:
         row_id=np.arange(len(rows)),
         repeats=np.ones(len(rows), dtype=np.int32),
     )
-    reader, draws = ShardReader(samples), Draws(rows["numbers"], rows["sides"])
+    # Whoever serves a training tries again: here every sample of a batch would wait for a store that is away.
+    reader, draws = ShardReader(samples, tries=1), Draws(rows["numbers"], rows["sides"])
     for piece in _fetched(tasks, reader) if any(map(is_url, room.shards)) else _pieces(tasks):
         for row in piece:
             slot, place = divmod(row, room.batch_size)

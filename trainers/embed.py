@@ -9,6 +9,9 @@ from trainers.encoders import Encoder
 from trainers.resize import to_square
 from trainers.samples import SampleList, ShardReader
 
+_FETCHED = 256
+"""Files of a store held at once."""
+
 
 def embed(
     encoder: Encoder,
@@ -32,7 +35,12 @@ def embed(
 def squares(samples: SampleList, indices: np.ndarray, size: int) -> np.ndarray:
     """Samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8. Held in memory: for batches."""
     reader = ShardReader(samples)
-    reader.ahead(indices)
+    result = np.empty((len(indices), 3, size, size), dtype=np.uint8)
     with ThreadPoolExecutor(2) as pool:
-        images = pool.map(lambda index: to_square(reader.image(int(index)), size).numpy(), indices)
-        return np.stack(list(images)) if len(indices) else np.empty((0, 3, size, size), dtype=np.uint8)
+        for start in range(0, len(indices), _FETCHED):
+            some = indices[start : start + _FETCHED]
+            reader.ahead(some)
+            images = pool.map(lambda index: to_square(reader.image(int(index)), size).numpy(), some)
+            for place, image in enumerate(images, start):
+                result[place] = image
+    return result

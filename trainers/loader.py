@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -105,9 +105,12 @@ class Loader:
         if missing := stores.missing(samples.shards):
             raise DataError(f"{len(missing):,} of {len(samples.shards):,} shards are missing, such as {missing[0]}. {RESTORE}")
         self._samples = samples
+        self._reader = ShardReader(samples)
+        if any(map(stores.is_url, samples.shards)):
+            with suppress(BadSampleError):
+                self._reader.read(0)  # a store that cannot be read is told now, once, and not by every process
         workers = workers or min(_MOST_WORKERS, max(1, _cores() // ranks_here()))
         self._resident = ResidentImages.of(samples, most_resident_bytes, device or torch.device("cpu"), workers)
-        self._reader = ShardReader(samples)
         self._config = config
         self._seed = seed
         self._global_batch_size = global_batch_size

@@ -21,8 +21,6 @@ RESTORE = "Restore it, or shard the source again."
 SHARDS_URL = "shards.url"
 """Beside an index whose shards were moved into an object store: the URL of where they are now."""
 _OPEN_FILES = 256
-_TRIES = 5
-"""To read from a store, 1, 2, 4 and 8 seconds apart."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class SampleList:
     """Where this is a mixture: the lists it was joined from, in turn, and the weight of each."""
 
     @classmethod
-    def read(cls, path: Path, shard_directory: Path | str, label: str | None = None) -> "SampleList":
+    def read(cls, path: Path, shard_directory: Path, label: str | None = None) -> "SampleList":
         """Read a training list, a Parquet file with the columns that `of` wants."""
         try:
             table = pq.read_table(path)
@@ -61,10 +59,10 @@ class SampleList:
         return cls.of(table, shard_directory, label)
 
     @classmethod
-    def of(cls, table: pa.Table, shard_directory: Path | str, label: str | None = None) -> "SampleList":
+    def of(cls, table: pa.Table, shard_directory: Path, label: str | None = None) -> "SampleList":
         """From columns row_id, shard, offset, size, optionally repeats, and `label`.
 
-        `shard` is relative to the directory, or to the URL that it has in its file shards.url, or that is given for it.
+        `shard` is relative to the directory, or to the URL that it has in a file shards.url.
         """
         where = _where(shard_directory)
         shards = table["shard"].combine_chunks().dictionary_encode()
@@ -101,10 +99,6 @@ class SampleList:
     def __len__(self) -> int:
         return len(self.row_id)
 
-    def image(self, index: int) -> np.ndarray:
-        """Read and decode one sample: (H, W, 3) uint8."""
-        return ShardReader(self).image(index)
-
     def bad(self, index: int, why: object) -> "BadSampleError":
         """What to tell the user of a sample that cannot be read or decoded."""
         return BadSampleError(
@@ -120,22 +114,22 @@ class BadSampleError(DataError):
 class ShardReader:
     """Reads samples by position, from shards that stay open and from stores, from any number of threads."""
 
-    def __init__(self, samples: SampleList) -> None:
+    def __init__(self, samples: SampleList, *, tries: int = 5) -> None:
+        """Ask a store so often for what does not come, 1, 2, 4 and 8 seconds apart."""
         self._samples = samples
+        self._tries = tries
         self._file = lru_cache(_OPEN_FILES)(lambda shard: _OpenFile(samples.shards[shard]))
-        self._fetched: dict[int, bytes] = {}
+        self._fetched: dict[int, bytes | Exception] = {}
 
     def ahead(self, indices: Iterable[int]) -> None:
         """Fetch all of these that are in a store at once, where one after another would wait for each. `read` takes them."""
         far = [int(index) for index in indices if stores.is_url(self._shard(index))]
         contents = stores.fetch([self._range(index) for index in far])
-        self._fetched.update((i, content) for i, content in zip(far, contents, strict=True) if isinstance(content, bytes))
+        self._fetched.update(zip(far, contents, strict=True))
 
     def read(self, index: int) -> bytes:
         """The bytes of one sample. Raises DataError if its shard cannot be opened, BadSampleError if they are not all there."""
-        content = self._fetched.pop(index, None)
-        if content is None:
-            content = self._fetch(index) if stores.is_url(self._shard(index)) else self._pread(index)
+        content = self._fetch(index) if stores.is_url(self._shard(index)) else self._pread(index)
         if len(content) < self._samples.size[index]:
             raise self._samples.bad(index, f"{len(content):,} of its {self._samples.size[index]:,} bytes are there")
         return content
@@ -162,19 +156,20 @@ class ShardReader:
             raise self._samples.bad(index, error) from error
 
     def _fetch(self, index: int) -> bytes:
-        for tried in range(_TRIES):
-            if tried:
-                time.sleep(2 ** (tried - 1))
+        content = self._fetched.pop(index, None) or stores.fetch([self._range(index)])[0]
+        for tried in range(1, self._tries):
+            if isinstance(content, bytes | FileNotFoundError):
+                break
+            time.sleep(2 ** (tried - 1))
             content = stores.fetch([self._range(index)])[0]
-            if isinstance(content, bytes):
-                return content
-            if isinstance(content, FileNotFoundError):
-                raise DataError(f"Shard {self._shard(index)} is not there. {RESTORE}") from content
-            why = content
-        raise DataError(
-            f"Shard {self._shard(index)} cannot be read, tried {_TRIES} times: {why!r}. See that the store can be "
-            "reached from here and lets you read; then run again, which continues."
-        ) from why
+        if isinstance(content, FileNotFoundError):
+            raise DataError(f"Shard {self._shard(index)} is not there. {RESTORE}") from content
+        if isinstance(content, Exception):
+            raise DataError(
+                f"Shard {self._shard(index)} cannot be read, tried {self._tries} times: {content!r}. See that the store can be "
+                "reached from here and lets you read; then run again, which continues."
+            ) from content
+        return content
 
 
 class _OpenFile:
@@ -192,8 +187,12 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-def _where(directory: Path | str) -> str:
+def _where(directory: Path) -> str:
     """The place of the shards that an index in `directory` means."""
-    if not stores.is_url(str(directory)) and (Path(directory) / SHARDS_URL).exists():
-        directory = (Path(directory) / SHARDS_URL).read_text().strip()
-    return str(directory).rstrip("/")
+    moved = directory / SHARDS_URL
+    if not moved.exists():
+        return str(directory)
+    url = moved.read_text().strip()
+    if not stores.is_url(url):
+        raise DataError(f"{moved} must say where the shards are, such as s3://bucket/folder; found {url!r}.")
+    return url.rstrip("/")

@@ -1,13 +1,14 @@
 """Ranges of bytes from object stores: S3, Google's, web servers, whatever fsspec reads."""
 
+import errno
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import fsspec
+from fsspec.core import url_to_fs
 from fsspec.spec import AbstractFileSystem
 
-from curation.errors import ConfigError, DataError
+from curation.errors import DataError
 
 
 class Range(NamedTuple):
@@ -27,22 +28,28 @@ def fetch(ranges: Sequence[Range]) -> list[bytes | Exception]:
     """The bytes of each, all asked for at once; or why they did not come. Fewer come from the end of an object."""
     result: list[bytes | Exception] = [b""] * len(ranges)
     by_store = defaultdict(list)
-    for place, one in enumerate(ranges):
+    for number, one in enumerate(ranges):
         if one.size:
-            by_store[_scheme(one.url)].append(place)
-    for scheme, places in by_store.items():
-        store = _store(scheme)
-        urls, offsets, sizes = zip(*(ranges[place] for place in places), strict=True)
-        ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
+            store, path = _opened(one.url)
+            by_store[store].append((number, path, one.offset, one.offset + one.size))
+    for store, wanted in by_store.items():
+        numbers, paths, first, end = (list(column) for column in zip(*wanted, strict=True))
         try:
-            found = store.cat_ranges(list(urls), list(offsets), ends, on_error="return")
+            found = store.cat_ranges(paths, first, end, on_error="return")
         except Exception as error:  # stores have errors of their own
-            found = [error] * len(places)
-        for place, content in zip(places, found, strict=True):
-            if isinstance(content, bytes) and len(content) > ranges[place].size:
-                content = OSError(f"{len(content):,} bytes came where {ranges[place].size:,} were asked for")
-            result[place] = content
+            found = [error] * len(wanted)
+        for number, content in zip(numbers, found, strict=True):
+            result[number] = _checked(content, ranges[number].size)
     return result
+
+
+def _checked(content: bytes | Exception, size: int) -> bytes | Exception:
+    if isinstance(content, bytes):
+        ignored = OSError(f"{len(content):,} bytes came where {size:,} were asked for: this server knows no ranges")
+        return ignored if len(content) > size else content
+    # As an answer of the store or in the words of its library: the range begins beyond the end.
+    beyond = getattr(content, "status", None) == 416 or getattr(content, "errno", None) == errno.EINVAL
+    return b"" if beyond else content
 
 
 def missing(places: Sequence[str]) -> list[str]:
@@ -52,11 +59,11 @@ def missing(places: Sequence[str]) -> list[str]:
         by_folder[place.rpartition("/")[0]].append(place)
     gone = []
     for folder, inside in by_folder.items():
-        store = _store(_scheme(folder))
-        if _scheme(folder) in ("http", "https"):
+        store, path = _opened(folder)
+        if folder.startswith(("http://", "https://")):
             continue
         try:
-            found = {name.rpartition("/")[2] for name in store.ls(folder, detail=False)}
+            found = {name.rpartition("/")[2] for name in store.ls(path, detail=False)}
         except FileNotFoundError:
             found = set()
         except Exception as error:
@@ -65,13 +72,9 @@ def missing(places: Sequence[str]) -> list[str]:
     return gone
 
 
-def _scheme(place: str) -> str:
-    return place.partition("://")[0] if is_url(place) else "file"
-
-
-def _store(scheme: str) -> AbstractFileSystem:
-    """What reads URLs that begin so. Raises ConfigError if nothing that is installed does."""
+def _opened(url: str) -> tuple[AbstractFileSystem, str]:
+    """What reads the URL, and how that calls it. Raises DataError if nothing that is installed does."""
     try:
-        return fsspec.filesystem(scheme)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{scheme}:// cannot be read here: {error}") from error
+        return url_to_fs(url)
+    except (ImportError, ValueError, TypeError) as error:
+        raise DataError(f"{url} cannot be read here: {error}") from error

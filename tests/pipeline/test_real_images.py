@@ -9,7 +9,7 @@ import pytest
 from pipeline.artifacts import Manifest
 from pipeline.shard import read_index
 from tests.helpers import SHARED_DATA, windrow
-from trainers.samples import SampleList
+from trainers.samples import SampleList, ShardReader
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -40,7 +40,8 @@ def test_photographs_of_all_sizes(tmp_path: Path) -> None:
     samples = SampleList.of(
         read_index(tmp_path / "samples", "train", ["row_id", "shard", "offset", "size"]), tmp_path / "samples"
     )
+    reader = ShardReader(samples)
     sizes = pq.read_table(tmp_path / "samples" / "index", columns=["width", "height"])
     for index in (0, 401, len(samples) - 1):
-        assert samples.image(index).shape[:2] == (sizes["height"][index].as_py(), sizes["width"][index].as_py())
+        assert reader.image(index).shape[:2] == (sizes["height"][index].as_py(), sizes["width"][index].as_py())
     assert np.unique(sizes["width"].to_numpy()).size > 50

@@ -10,7 +10,7 @@ from tests.trainers.test_loader import add_png
 from trainers.config import ViewsConfig
 from trainers.loader import Loader
 from trainers.resident import ResidentImages
-from trainers.samples import SampleList
+from trainers.samples import SampleList, ShardReader
 
 CPU = torch.device("cpu")
 
@@ -45,6 +45,6 @@ def test_only_images_of_one_size_that_fit_are_kept(tmp_path: Path) -> None:
     kept = ResidentImages.of(samples, num_bytes, CPU, 2)
     assert kept is not None
     assert kept.pixels.shape == (3, 3, 6, 5)
-    assert np.array_equal(kept.pixels[2].permute(1, 2, 0).numpy(), samples.image(2))
+    assert np.array_equal(kept.pixels[2].permute(1, 2, 0).numpy(), ShardReader(samples).image(2))
     assert ResidentImages.of(samples, num_bytes - 1, CPU, 2) is None
     assert ResidentImages.of(noise(tmp_path, (6, 5), (6, 5), (5, 6)), num_bytes, CPU, 2) is None
