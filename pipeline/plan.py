@@ -19,6 +19,7 @@ from pipeline.console import duration, size
 from pipeline.digits import held_out_count, pool_counts
 from pipeline.record import Run, headline
 from pipeline.rounds import steps
+from pipeline.select import TRAINING
 from pipeline.sources import POOL, find_images, thin_to_long_tail
 from pipeline.stage import WORK, Step, stale
 from pipeline.train import EVALUATED
@@ -175,7 +176,8 @@ def _estimate(step: Step, config: RunConfig, pool: int, held_out: int, source_by
         case "selection":
             return Estimate(chosen, 3, 16 * pool, 0)
         case "training":
-            exposures = config.train.epochs * chosen
+            mixed = [part for other in config.train.mix for part in Manifest.read(other.selection).parts]
+            exposures = config.train.epochs * (chosen + sum(part.num_rows for part in mixed if part.path == TRAINING))
             crops = 2 + config.train.views.num_local
             flops, decodes = exposures * train_flops(config.train), round(exposures * (1 + crops / 4))
             if config.train.evaluate_every:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation.errors import ConfigError, DataError, StoppedError
-from pipeline.artifacts import Part, by_content, read_kind
+from pipeline.artifacts import Part, by_content, identity, read_kind
 from pipeline.evaluate import evaluation_set
 from pipeline.select import SELECTION, TRAINING
 from pipeline.stage import Made, Work
@@ -43,15 +43,17 @@ class Train:
     kind = "training"
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **by_content(self.config.deciding())}
+        mix = [[identity(other.samples), identity(other.selection), other.weight] for other in self.config.mix]
+        return {"seed": self.seed, **by_content(self.config.deciding()), "mix": mix}
 
     def make(self, work: Work) -> Made:
         samples, selection = work.inputs["samples"], work.inputs["selection"]
         previous = work.inputs.get("previous")
-        if not (selection / TRAINING).exists() and (selection / SELECTION).exists():
-            raise DataError(f"{selection} has no training list. Select again with --samples.")
-        read_kind(samples, "samples")
-        read_kind(selection, "selection")
+        for images, chosen in ((samples, selection), *((other.samples, other.selection) for other in self.config.mix)):
+            if not (chosen / TRAINING).exists() and (chosen / SELECTION).exists():
+                raise DataError(f"{chosen} has no training list. Select again with --samples.")
+            read_kind(images, "samples")
+            read_kind(chosen, "selection")
         if previous:
             read_kind(previous, "training")
         ranks = self.num_ranks(work)
@@ -161,9 +163,13 @@ def train_rank(
     from trainers.samples import SampleList
     from trainers.train import train
 
+    listed = SampleList.read(training_list, samples, config.label)
+    if config.mix:
+        others = [(SampleList.read(o.selection / TRAINING, o.samples, config.label), o.weight) for o in config.mix]
+        listed = SampleList.mix([(listed, 1 - sum(weight for _, weight in others)), *others])
     yield from train(
         config,
-        SampleList.read(training_list, samples, config.label),
+        listed,
         out,
         seed=seed,
         device=default_device(),

@@ -14,7 +14,7 @@ Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, 
 
 Channel = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
-WeightsFile = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
 class PixelsConfig(Config):
@@ -65,7 +65,7 @@ class VitConfig(Config):
     mean: tuple[Channel, Channel, Channel] = (0.5, 0.5, 0.5)
     """Taken out of the channels of images in [0, 1], which are then divided by `std`."""
     std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
-    weights: WeightsFile | None = None
+    weights: AbsolutePath | None = None
     """Start from this safetensors file with timm's names: DINO, DINOv2, DINOv3 or MAE as timm has them, or an encoder of our
     own. Positions are interpolated to `image_size`. What fits is checked, but how many heads it has no file tells."""
 
@@ -105,7 +105,7 @@ class TimmConfig(Config):
     """A name from `timm.list_models()`."""
     pretrained: bool = False
     """Start from timm's published weights, which are downloaded."""
-    weights: WeightsFile | None = None
+    weights: AbsolutePath | None = None
     """Start from this safetensors file, a model of that name without regard to its classifier, instead. What is taken out of
     images is what timm says of `model`, with its tag if it has one, such as vit_base_patch16_224.mae."""
     image_size: int = Field(default=224, ge=8)
@@ -201,6 +201,17 @@ class LarsConfig(Config):
 OptimizerConfig = Annotated[AdamWConfig | SgdConfig | LarsConfig, Field(discriminator="type")]
 
 
+class MixedConfig(Config):
+    """Another selection to train on."""
+
+    samples: AbsolutePath
+    """What `windrow shard` wrote."""
+    selection: AbsolutePath
+    """What `windrow select` wrote of it, with --samples."""
+    weight: float = Field(gt=0, lt=1)
+    """Its share of the samples shown, whatever its size."""
+
+
 class TrainConfig(Config):
     """Self-supervised pretraining on the selected samples."""
 
@@ -261,6 +272,8 @@ class TrainConfig(Config):
     order: Literal["shuffled", "balanced", "distinct"] = "shuffled"
     """shuffled: an epoch shows each selected sample, as often as it repeats, in an order of its own. balanced: every label
     equally often. distinct: no label twice in a step, as far as that is possible."""
+    mix: tuple[MixedConfig, ...] = ()
+    """Other selections to learn from as well. An epoch shows as many samples as all of them have together."""
     label: str | None = None
     """Column of the training list with pseudo-labels, such as level_1: for `order`, and for methods that learn from labels."""
     max_bad_fraction: Probability = 0.01
@@ -288,6 +301,13 @@ class TrainConfig(Config):
             raise ValueError(
                 f"order {self.order} with method {self.method.type} needs pseudo-labels: set train.label to their column, "
                 "such as level_1"
+            )
+        if sum(other.weight for other in self.mix) >= 1:
+            raise ValueError(f"mix has weights {[other.weight for other in self.mix]}: leave a share to the selection itself")
+        if self.mix and (self.order == "distinct" or self.method.type in ("supcon", "classify")):
+            raise ValueError(
+                f"order {self.order} with method {self.method.type} compares labels, and those of one selection say nothing of "
+                "another's: leave out mix"
             )
         if self.views.num_global != 2:
             raise ValueError(f"views.num_global {self.views.num_global} must be 2: every method compares two global crops")

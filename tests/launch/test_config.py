@@ -50,6 +50,11 @@ def test_another_variant_starts_afresh(tmp_path: Path) -> None:
     ("override", "parts"),
     [
         ("trian.epochs=3", ["trian: there is no such setting", "Did you mean train?"]),
+        ("train.mix=[{samples: a, selection: b, weight: 0.5}, {samples: a, selection: c, weight: 0.5}]", ["leave a share"]),
+        (
+            "train={label: level_1, order: distinct, mix: [{samples: a, selection: b, weight: 0.5}]}",
+            ["order distinct", "leave out mix"],
+        ),
         ("train.epoch=3", ["train.epoch: there is no such setting", "Did you mean epochs?"]),
         ("train.method.momentun=1", ["train.method.momentun", "Did you mean momentum?"]),
         ("train.epochs=many", ["train.epochs: found 'many'", "number"]),

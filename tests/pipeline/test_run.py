@@ -201,6 +201,26 @@ def test_encoders_are_used_wherever_they_lie(tiny_run: FinishedRun, tmp_path: Pa
         assert (tmp_path / "embed" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_other_selections_are_mixed_in(tiny_run: FinishedRun, tmp_path: Path) -> None:
+    samples, selection = tiny_run.directory / "samples", tiny_run.directory / "round-1" / "select"
+    settings = {key.removeprefix("train."): value for key, value in TINY.items() if key.startswith("train.")}
+    settings |= {"epochs": 2, "evaluate_every": "null", "ranks": 1}
+
+    def train(out: str, **other: object) -> str:
+        mix = [{key: value if key == "weight" else str(value) for key, value in other.items()}]
+        done = windrow("train", str(samples), str(selection), f"{tmp_path}/{out}", *words(settings | {"mix": mix}))
+        assert done.returncode == (0 if out == "mixed" else 2), done.stderr
+        return done.stderr
+
+    train("mixed", samples=samples, selection=tiny_run.directory / "round-0" / "select", weight=0.25)
+    made = Manifest.read(tmp_path / "mixed")
+    parents = [tiny_run.directory / "samples", tiny_run.directory / "round-0" / "select"]
+    assert made.settings["mix"] == [[*(Manifest.read(path).fingerprint for path in parents), 0.25]]
+    assert made.statistics["steps"] == 9  # two epochs of 18 rows of each, 8 a step
+    assert "nowhere does not exist" in train("missing", samples=samples, selection=tmp_path / "nowhere", weight=0.25)
+    assert "less than 1" in train("all", samples=samples, selection=selection, weight=1)
+
+
 def test_stages_refuse_what_is_not_theirs(tiny_run: FinishedRun, tmp_path: Path) -> None:
     wrong = windrow("cluster", str(tiny_run.directory / "samples"), f"{tmp_path}/x")
     assert wrong.returncode == 2
