@@ -18,6 +18,7 @@ from pipeline.shard import read_index
 from pipeline.sources import HELD_OUT, POOL
 from pipeline.stage import Made, Work
 from trainers.config import EvaluateConfig
+from trainers.samples import SampleList
 
 if TYPE_CHECKING:
     from trainers.evaluate import EvaluationSet
@@ -77,7 +78,6 @@ def evaluation_set(config: EvaluateConfig, seed: int, samples: Path) -> "Evaluat
     The held-out samples are queries. Where none of them is labelled, a fifth of the labelled samples of the pool are.
     """
     from trainers.evaluate import EvaluationSet
-    from trainers.samples import SampleList
 
     chosen = []
     for split in (POOL, HELD_OUT):

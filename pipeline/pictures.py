@@ -25,6 +25,7 @@ from trainers.samples import SampleList, ShardReader
 MAP_ROWS, MAP_PICTURES = 2000, 500
 _PER_CLUSTER, _PER_GROUP, _PER_REASON = 12, 3, 7
 _DOUBTFUL = 500
+_READ_TOGETHER = 64
 _BLOCK_ROWS = 1 << 20
 _MAX_FILE_BYTES = 32 * 2**20
 _MEANING = {
@@ -109,8 +110,9 @@ class Pictures:
         wanted = np.array([row for row in np.unique(row_ids) if int(row) not in self._known], dtype=np.int64)
         if len(wanted):
             reader = ShardReader(SampleList.of(self.rows(wanted), self._samples), tries=1)
-            reader.ahead(range(len(wanted)))
             for index, row in enumerate(wanted.tolist()):
+                if index % _READ_TOGETHER == 0:
+                    reader.ahead(range(index, min(index + _READ_TOGETHER, len(wanted))))
                 try:
                     self._known[row] = self._sheet.add(reader.image(index))
                 except DataError:  # a shard was moved away: the rest of the page does without

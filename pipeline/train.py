@@ -18,10 +18,11 @@ from pipeline.stage import Made, Work
 from pipeline.tensorboard import TensorBoard
 from trainers.config import EvaluateConfig, TrainConfig
 from trainers.layout import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
+from trainers.progress import TrainProgress
+from trainers.samples import SampleList
 
 if TYPE_CHECKING:
     from trainers.evaluate import EvaluationSet
-    from trainers.progress import TrainProgress
 
 _WORTH_SAYING = 0.1
 EVALUATED = 4096
@@ -157,10 +158,9 @@ def train_rank(
     init_from: Path | None,
     stop_file: Path,
     evaluated_on: "EvaluationSet | None",
-) -> Iterator["TrainProgress"]:
+) -> Iterator[TrainProgress]:
     """One rank of the training."""
     from curation.distance import default_device
-    from trainers.samples import SampleList
     from trainers.train import train
 
     listed = SampleList.read(training_list, samples, config.label)
