@@ -13,6 +13,7 @@ import io
 import itertools
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def samples_of(shards: list[Path]) -> SampleList:
     rows = []
     for shard in shards:
         with tarfile.open(shard) as tar:
-            rows += [{"shard": shard.name, "offset": member.offset_data, "size": member.size} for member in tar]
+            for member in tar:
+                crc32 = zlib.crc32(tar.extractfile(member).read())  # type: ignore[union-attr]
+                rows.append({"shard": shard.name, "offset": member.offset_data, "size": member.size, "crc32": crc32})
     table = pa.Table.from_pylist([{"row_id": number, **row} for number, row in enumerate(rows)])
     return SampleList.of(table, shards[0].parent)
 

@@ -14,7 +14,7 @@ from curation.errors import DataError
 from curation.files import write_atomic
 from trainers.layout import DESCRIPTION, WEIGHTS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST, BEGUN = "manifest.json", "stage.json"
 DUPLICATES = "duplicates.parquet"
 """Of a deduplication: which row goes for which, and why."""

@@ -19,7 +19,7 @@ from pipeline.sources import POOL
 from pipeline.stage import Made, Work
 from trainers.config import PixelsConfig
 from trainers.layout import DESCRIPTION, WEIGHTS
-from trainers.samples import SampleList
+from trainers.samples import PLACE, SampleList
 
 if TYPE_CHECKING:
     from trainers.encoders import Encoder
@@ -88,7 +88,7 @@ def build_and_save(samples: Path, config: EmbedConfig, seed: int, out: Path) -> 
 
 def sample_list(samples: Path, split: str) -> SampleList:
     """All samples of one split, ready to read."""
-    return SampleList.of(read_index(samples, split, ["row_id", "shard", "offset", "size"]), samples)
+    return SampleList.of(read_index(samples, split, PLACE), samples)
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from pipeline.shard import read_index
 from pipeline.sources import HELD_OUT, POOL
 from pipeline.stage import Made, Work
 from trainers.config import EvaluateConfig
-from trainers.samples import SampleList
+from trainers.samples import PLACE, SampleList
 
 if TYPE_CHECKING:
     from trainers.evaluate import EvaluationSet
@@ -81,7 +81,7 @@ def evaluation_set(config: EvaluateConfig, seed: int, samples: Path) -> "Evaluat
 
     chosen = []
     for split in (POOL, HELD_OUT):
-        index = read_index(samples, split, ["row_id", "shard", "offset", "size", "label"])
+        index = read_index(samples, split, [*PLACE, "label"])
         rows = rng.permute(rng.key(seed, split), np.arange(min(config.max_samples, len(index))), len(index))
         chosen.append(index.take(np.sort(rows)))
     table = pa.concat_tables(chosen)

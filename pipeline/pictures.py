@@ -20,7 +20,7 @@ from pipeline.embed import open_embeddings
 from pipeline.record import Run
 from pipeline.shard import INDEX, REJECTS
 from trainers.images import decode
-from trainers.samples import SampleList, ShardReader
+from trainers.samples import PLACE, SampleList, ShardReader
 
 MAP_ROWS, MAP_PICTURES = 2000, 500
 _PER_CLUSTER, _PER_GROUP, _PER_REASON = 12, 3, 7
@@ -100,7 +100,7 @@ class Pictures:
         tables = []
         for number in np.unique(which):
             part = self._indexes[number]
-            columns = ["row_id", "shard", "offset", "size", "source", "label"]
+            columns = [*PLACE, "source", "label"]
             table = pq.read_table(self._samples / part.path, columns=columns)
             tables.append(table.take(row_ids[which == number] - (self._ends[number] - part.num_rows)))
         return pa.concat_tables(tables)

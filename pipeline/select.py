@@ -22,7 +22,7 @@ from pipeline.embed import embedding_files, open_embeddings, read_scores
 from pipeline.shard import read_index
 from pipeline.sources import POOL, QUERY
 from pipeline.stage import Made, Work
-from trainers.samples import ROWS_PER_EPOCH
+from trainers.samples import PLACE, ROWS_PER_EPOCH
 
 SELECTION, TRAINING, PSEUDO_LABELS = "selection.parquet", "training.parquet", "pseudo-labels.parquet"
 _VENDI_ROWS = 10_000
@@ -70,7 +70,7 @@ class Select:
             chosen = chosen.replace_schema_metadata({ROWS_PER_EPOCH: str(selection.per_epoch)})
         tables = {SELECTION: chosen, PSEUDO_LABELS: pool}
         if samples := work.inputs.get("samples"):
-            index = read_index(samples, POOL, ["row_id", "shard", "offset", "size"])
+            index = read_index(samples, POOL, PLACE)
             place = np.searchsorted(index["row_id"].to_numpy(), row_ids[selection.rows])
             training = index.take(place).replace_schema_metadata(chosen.schema.metadata)
             for name in chosen.column_names[1:]:

@@ -9,6 +9,8 @@ import hashlib
 import io
 import os
 import tarfile
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,7 @@ INDEX_SCHEMA = pa.schema(
         "shard": pa.string(),
         "offset": pa.int64(),
         "size": pa.int64(),
+        "crc32": pa.uint32(),
         **_PROBED,
         "source": pa.string(),
         "split": pa.string(),
@@ -226,7 +229,8 @@ def pack_part(index: int, out: Path, plan: Path) -> Part:
             member.size = len(content)  # time, owner and group stay zero: equal samples make equal bytes
             offset = tar.offset + tarfile.BLOCKSIZE
             tar.addfile(member, io.BytesIO(content))
-            entries.append({**row, "key": key, "shard": f"{shard}.tar", "offset": offset, "size": len(content)})
+            place = {"shard": f"{shard}.tar", "offset": offset, "size": len(content), "crc32": zlib.crc32(content)}
+            entries.append({**row, "key": key, **place})
     _write(pa.Table.from_pylist(entries, schema=INDEX_SCHEMA), out / INDEX / f"{shard}.parquet")
     return Part.of(out, f"{shard}.tar", len(rows))
 
@@ -248,8 +252,8 @@ def _count(reasons: pa.ChunkedArray) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
-def read_index(samples: Path, split: str, columns: list[str]) -> pa.Table:
+def read_index(samples: Path, split: str, columns: Sequence[str]) -> pa.Table:
     """Columns of the sample index for one split, in row-id order."""
     files = sorted((samples / INDEX).glob(f"{split}-*.parquet"))
     empty = pa.schema([INDEX_SCHEMA.field(name) for name in columns]).empty_table()
-    return pa.concat_tables([empty, *(pq.read_table(file, columns=columns) for file in files)])
+    return pa.concat_tables([empty, *(pq.read_table(file, columns=list(columns)) for file in files)])

@@ -55,7 +55,7 @@ class Room:
     def _row(self) -> np.dtype:
         """A sample: its place in the shards, how it is shown, and whether it cannot be."""
         numbers, sides = Draws.shapes(sum(count for count, _ in self.views))
-        where = [("shard", "i4"), ("offset", "i8"), ("size", "i8"), ("bad", "?")]
+        where = [("shard", "i4"), ("offset", "i8"), ("size", "i8"), ("crc32", "u4"), ("bad", "?")]
         return np.dtype([*where, ("numbers", "f8", numbers), ("sides", "f8", sides)], align=True)
 
     @cached_property
@@ -100,7 +100,8 @@ class Cutters:
         """Have the samples at `indices` (B,) cut into `slot`."""
         first, end = slot * self._size, (slot + 1) * self._size
         rows = self._rows[first:end]
-        rows["shard"], rows["offset"], rows["size"] = samples.shard[indices], samples.offset[indices], samples.size[indices]
+        for name in ("shard", "offset", "size", "crc32"):
+            rows[name] = getattr(samples, name)[indices]
         rows["numbers"], rows["sides"], rows["bad"] = draws.numbers, draws.sides, False
         self._left[slot] = self._pieces
         with suppress(BrokenPipeError):  # if nobody is there any more, `crops` says why
@@ -204,6 +205,7 @@ def _cut_all(num_bytes: int, memory: int, tasks: int, done: int) -> None:
         shard=rows["shard"],
         offset=rows["offset"],
         size=rows["size"],
+        crc32=rows["crc32"],
         row_id=np.arange(len(rows)),
         repeats=np.ones(len(rows), dtype=np.int32),
     )

@@ -2,6 +2,7 @@
 
 import os
 import time
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,8 @@ from curation.errors import DataError
 from trainers import stores
 from trainers.images import decode
 
+PLACE = ("row_id", "shard", "offset", "size", "crc32")
+"""Columns of an index that say where a sample is, and how to know it."""
 ROWS_PER_EPOCH = "rows_per_epoch"
 """In the schema's metadata of a training list: how many of its rows an epoch shows, others each time."""
 RESTORE = "Restore it, or shard the source again."
@@ -35,6 +38,8 @@ class SampleList:
     """(N,) int64: of the image's first byte in its tar."""
     size: np.ndarray
     """(N,) int64: bytes."""
+    crc32: np.ndarray
+    """(N,) uint32: of these bytes."""
     row_id: np.ndarray
     """(N,) int64."""
     repeats: np.ndarray
@@ -53,14 +58,14 @@ class SampleList:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} is no readable Parquet file: {error}") from error
-        wanted = ["row_id", "shard", "offset", "size", *([label] if label else [])]
+        wanted = [*PLACE, *([label] if label else [])]
         if missing := [name for name in wanted if name not in table.column_names]:
             raise DataError(f"{path} lacks the columns {missing}; found {table.column_names}.")
         return cls.of(table, shard_directory, label)
 
     @classmethod
     def of(cls, table: pa.Table, shard_directory: Path, label: str | None = None) -> "SampleList":
-        """From columns row_id, shard, offset, size, optionally repeats, and `label`.
+        """From the columns of `PLACE`, optionally repeats, and `label`.
 
         `shard` is relative to the directory, or to the URL that it has in a file shards.url.
         """
@@ -73,6 +78,7 @@ class SampleList:
             shard=shards.indices.to_numpy(zero_copy_only=False).astype(np.int32),
             offset=table["offset"].to_numpy(),
             size=table["size"].to_numpy(),
+            crc32=table["crc32"].to_numpy(),
             row_id=table["row_id"].to_numpy(),
             repeats=table["repeats"].to_numpy() if repeats else np.ones(table.num_rows, dtype=np.int32),
             per_epoch=int(per_epoch) if per_epoch else None,
@@ -91,6 +97,7 @@ class SampleList:
             shard=np.concatenate([s.shard + first for s, first in zip(lists, first_shard, strict=False)]).astype(np.int32),
             offset=np.concatenate([samples.offset for samples in lists]),
             size=np.concatenate([samples.size for samples in lists]),
+            crc32=np.concatenate([samples.crc32 for samples in lists]),
             row_id=np.concatenate([samples.row_id for samples in lists]),
             repeats=np.concatenate([samples.repeats for samples in lists]),
             parts=tuple(parts),
@@ -128,10 +135,12 @@ class ShardReader:
         self._fetched.update(zip(far, contents, strict=True))
 
     def read(self, index: int) -> bytes:
-        """The bytes of one sample. Raises DataError if its shard cannot be opened, BadSampleError if they are not all there."""
+        """The bytes of one sample. Raises DataError if its shard cannot be opened, BadSampleError if it does not hold them."""
         content = self._fetch(index) if stores.is_url(self._shard(index)) else self._pread(index)
         if len(content) < self._samples.size[index]:
             raise self._samples.bad(index, f"{len(content):,} of its {self._samples.size[index]:,} bytes are there")
+        if zlib.crc32(content) != self._samples.crc32[index]:
+            raise self._samples.bad(index, "its bytes do not match their checksum")
         return content
 
     def image(self, index: int) -> np.ndarray:

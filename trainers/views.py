@@ -100,10 +100,12 @@ def cut(content: bytes, draws: Draws, sample: int, crops: Sequence[np.ndarray]) 
     height, width = size_of(content)
     boxes = draws.boxes(sample, height, width)
     spare = min(min(box[2:]) / len(crop) for box, crop in zip(boxes.tolist(), crops, strict=True)) / _SPARE
-    image = decode(content, next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(spare, 1)), lasting=False)
-    if image.shape[:2] != (height, width):
+    reduction = next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(spare, 1))
+    image = decode(content, reduction, rows=int((boxes[:, 0] + boxes[:, 2]).max()), lasting=False)
+    if image.shape[1] != width:
         edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        edges = np.rint(edges * np.tile(np.array(image.shape[:2]) / (height, width), 2)).astype(np.int64)
+        smaller = np.ceil(np.array([height, width]) / reduction) / (height, width)
+        edges = np.rint(edges * np.tile(smaller, 2)).astype(np.int64)
         boxes = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
     for box, crop in zip(boxes.tolist(), crops, strict=True):
         crop_resize_into(crop, image, *box)

@@ -9,7 +9,7 @@ import pytest
 from pipeline.artifacts import Manifest
 from pipeline.shard import read_index
 from tests.helpers import SHARED_DATA, windrow
-from trainers.samples import SampleList, ShardReader
+from trainers.samples import PLACE, SampleList, ShardReader
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -37,9 +37,7 @@ def test_photographs_of_all_sizes(tmp_path: Path) -> None:
     assert found["pool"] + sum(found["rejected"].values()) == 1000
     assert found["pool"] > 990
     assert len(list((tmp_path / "samples").glob("train-*.tar"))) == 3
-    samples = SampleList.of(
-        read_index(tmp_path / "samples", "train", ["row_id", "shard", "offset", "size"]), tmp_path / "samples"
-    )
+    samples = SampleList.of(read_index(tmp_path / "samples", "train", PLACE), tmp_path / "samples")
     reader = ShardReader(samples)
     sizes = pq.read_table(tmp_path / "samples" / "index", columns=["width", "height"])
     for index in (0, 401, len(samples) - 1):

@@ -38,6 +38,23 @@ def test_an_image_that_need_not_last_is_the_same(monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(images.decode(contents[0], 2, lasting=False), images.decode(contents[0], 2))
 
 
+@pytest.mark.parametrize("reduction", [1, 2, 8])
+@pytest.mark.parametrize(
+    "options", [{"subsampling": "4:4:4"}, {"subsampling": "4:2:0"}, {"subsampling": "4:2:2", "restart_marker_rows": 1}]
+)
+def test_the_rows_that_are_wanted_are_those_of_the_whole_image(options: dict[str, object], reduction: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (133, 40, 3)).astype(np.uint8)
+    content = encode(pixels, "JPEG", **options)
+    whole = images.decode(content, reduction)
+    for rows in (1, 31, 64, 65, 100, 101, 133):
+        found = images.decode(content, reduction, rows=rows)
+        sure = -(-rows // reduction)
+        assert np.array_equal(found[:sure], whole[:sure])
+        assert len(found) <= -(-(rows + 2 * reduction + 16) // reduction)
+    for other in (encode(pixels, "JPEG", progressive=True), encode(pixels, "PNG")):
+        assert np.array_equal(images.decode(other, reduction, rows=10), images.decode(other, reduction))
+
+
 def test_gray_palette_cmyk_and_sixteen_bits_become_rgb() -> None:
     gray = PIXELS[:, :, 0]
     assert np.array_equal(images.decode(encode(gray, "PNG")), np.repeat(gray[:, :, None], 3, 2))

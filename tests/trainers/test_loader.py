@@ -1,5 +1,6 @@
 import io
 import tarfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -13,18 +14,19 @@ from curation.errors import DataError
 from trainers import loader as loading
 from trainers.config import ViewsConfig
 from trainers.loader import Batch, Loader
-from trainers.samples import ROWS_PER_EPOCH, SampleList
+from trainers.samples import ROWS_PER_EPOCH, SampleList, ShardReader
 
 VIEWS = ViewsConfig(num_local=1, global_size=8, local_size=8)
 
 
-def add_png(tar: tarfile.TarFile, row: int, pixels: np.ndarray) -> dict[str, object]:
+def add_image(tar: tarfile.TarFile, row: int, pixels: np.ndarray, kind: str = "PNG") -> dict[str, object]:
     """Put an image into a shard; its line of a training list."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    member = tarfile.TarInfo(f"{row}.png")
+    Image.fromarray(pixels).save(buffer, kind)
+    member = tarfile.TarInfo(f"{row}.{kind.lower()}")
     member.size = buffer.tell()
-    line = {"row_id": row, "shard": Path(str(tar.name)).name, "offset": tar.offset + 512, "size": member.size}
+    place = {"shard": Path(str(tar.name)).name, "offset": tar.offset + 512, "size": member.size}
+    line = {"row_id": row, **place, "crc32": zlib.crc32(buffer.getvalue())}
     buffer.seek(0)
     tar.addfile(member, buffer)
     return line
@@ -36,7 +38,7 @@ def shards(directory: Path, num: int = 10, num_shards: int = 3, repeats: list[in
     for shard in range(num_shards):
         with tarfile.open(directory / f"{shard}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             rows += [
-                add_png(tar, row, np.full((12, 12, 3), [row * 10, 0, 0], dtype=np.uint8))
+                add_image(tar, row, np.full((12, 12, 3), [row * 10, 0, 0], dtype=np.uint8))
                 for row in range(shard, num, num_shards)
             ]
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["row_id"]))
@@ -150,13 +152,24 @@ def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_told(
 def test_too_many_bad_samples_stop_the_training_and_name_one(tmp_path: Path) -> None:
     samples = shards(tmp_path)
     spoil(samples, 3)
-    with pytest.raises(DataError, match=r"max_bad_fraction 0.*Sample 3 at byte \d+ of .*0\.tar.*corrupt image"):
+    with pytest.raises(DataError, match=r"max_bad_fraction 0.*Sample 3 at byte \d+ of .*0\.tar.*do not match their checksum"):
         load(samples, 0, 1, max_bad_fraction=0)
     with pytest.raises(DataError, match=r"51 of 508 samples could not be read, more than train.max_bad_fraction 0.05"):
         load(samples, 0, 1, steps=600, max_bad_fraction=0.05)
     spoil(samples, *range(10))
     with pytest.raises(DataError, match="cannot be read"):
         load(samples, 0, 1, max_bad_fraction=1)
+
+
+def test_a_bit_that_changed_makes_a_sample_bad(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        samples = SampleList.of(pa.Table.from_pylist([add_image(tar, 0, np.zeros((9, 9, 3), np.uint8), "PPM")]), tmp_path)
+    assert not ShardReader(samples).image(0).any()
+    with open(tmp_path / "0.tar", "r+b") as file:
+        file.seek(int(samples.offset[0] + samples.size[0] - 1))
+        file.write(b"\1")
+    with pytest.raises(DataError, match=r"Sample 0 at byte 512 of .*0\.tar.*do not match their checksum.*Restore it"):
+        ShardReader(samples).image(0)
 
 
 def test_a_missing_shard_is_named_at_once(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def listed(num: int, directory: Path, num_shards: int = 3, **columns: object) ->
     rows = np.arange(num)
     defaults = {"repeats": np.ones(num, np.int32)}
     return SampleList(
-        shards, (rows % num_shards).astype(np.int32), rows, rows, rows, **{**defaults, **columns}  # type: ignore[arg-type]
+        shards, (rows % num_shards).astype(np.int32), rows, rows, rows, rows, **{**defaults, **columns}  # type: ignore[arg-type]
     )  # fmt: skip
 
 

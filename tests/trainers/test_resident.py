@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.trainers.test_loader import add_png
+from tests.trainers.test_loader import add_image
 from trainers.config import ViewsConfig
 from trainers.loader import Loader
 from trainers.resident import ResidentImages
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def noise(directory: Path, *sizes: tuple[int, int]) -> SampleList:
     with tarfile.open(directory / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         rows = [
-            add_png(tar, row, np.random.default_rng(row).integers(0, 256, (*size, 3), dtype=np.uint8))
+            add_image(tar, row, np.random.default_rng(row).integers(0, 256, (*size, 3), dtype=np.uint8))
             for row, size in enumerate(sizes)
         ]
     return SampleList.of(pa.Table.from_pylist(rows), directory)

@@ -155,6 +155,18 @@ def test_crops_are_cut_and_scaled_as_torchvision_does() -> None:
             assert (crop.int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("size", [(90, 120), (600, 401)])
+def test_what_lies_below_all_crops_is_not_decoded(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    config = ViewsConfig(num_global=1, num_local=0, global_size=32, global_scale=(0.08, 0.3))
+    content = jpeg(smooth(*size))
+    found = [cut(config, content, sample) for sample in range(20)]
+    wanted = []
+    monkeypatch.setattr(views, "decode", lambda content, by, rows, **_: wanted.append(rows) or decode(content, by))
+    for sample, (crop,) in enumerate(found):
+        assert torch.equal(crop, cut(config, content, sample)[0])
+    assert np.mean(wanted) < 0.8 * size[0]
+
+
 def test_a_large_jpeg_is_decoded_small_only_if_no_crop_wants_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ViewsConfig(num_local=2, global_size=64, local_size=32)
     reductions = []
