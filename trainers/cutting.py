@@ -212,12 +212,15 @@ def _cut_all(num_bytes: int, memory: int, tasks: int, done: int) -> None:
     # Whoever serves a training tries again: here every sample of a batch would wait for a store that is away.
     reader, draws = ShardReader(samples, tries=1), Draws(rows["numbers"], rows["sides"])
     for piece in _fetched(tasks, reader) if any(map(is_url, room.shards)) else _pieces(tasks):
+        contents, into = dict[int, bytes](), dict[int, list[np.ndarray]]()
         for row in piece:
             slot, place = divmod(row, room.batch_size)
-            try:
-                cut(reader.read(row), draws, row, [crop for group in crops for crop in group[slot, :, place]])
-            except DataError:
-                rows["bad"][row] = True
+            into[row] = [crop for group in crops for crop in group[slot, :, place]]
+            with suppress(DataError):
+                contents[row] = reader.read(row)
+        bad = cut(contents, draws, into)
+        for row in piece:
+            rows["bad"][row] = row in bad or row not in contents
         with suppress(BrokenPipeError):
             os.write(done, _PAIR.pack(row // room.batch_size, 0))
 

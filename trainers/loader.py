@@ -236,11 +236,8 @@ class Loader:
         return self._planned[1][within * size : (within + 1) * size].copy()
 
     def _cut(self, index: int, draws: views.Draws, place: int, into: list[np.ndarray]) -> None:
-        content = self._reader.read(index)
-        try:
-            views.cut(content, draws, place, into)
-        except DataError as error:
-            raise self._samples.bad(index, error) from error
+        if bad := views.cut({place: self._reader.read(index)}, draws, {place: into}):
+            raise self._samples.bad(index, bad[place]) from bad[place]
 
     def _replace(self, shown: _Shown, place: int, why: BadSampleError, use: Callable[[int], None]) -> "_Replaced":
         """Use another sample in place of the one at `place`: the first that `use` takes."""

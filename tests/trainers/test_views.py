@@ -140,7 +140,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 def cut(config: ViewsConfig, content: bytes, sample: int = 0) -> list[torch.Tensor]:
     sizes = [config.global_size] * config.num_global + [config.local_size] * config.num_local
     crops = [np.empty((size, size, 3), dtype=np.uint8) for size in sizes]
-    views.cut(content, views.Draws.of(config, np.array([sample]), stream=1), 0, crops)
+    assert not views.cut({0: content}, views.Draws.of(config, np.array([sample]), stream=1), {0: crops})
     return [torch.from_numpy(crop.transpose(2, 0, 1)) for crop in crops]
 
 
