@@ -14,6 +14,8 @@ from pipeline.console import Console
 
 T = TypeVar("T")
 _PACKAGES = ("curation", "trainers", "pipeline", "launch", "configs")
+_PORTIONS = 4
+"""Processes that a GPU is given to, one after another, for the calls of one `map`."""
 _OBJECT_STORE_BYTES = 256 * 2**20  # arrays travel as files; Ray only carries small messages
 
 
@@ -70,28 +72,35 @@ class Runtime:
         unit: str,
         gpu: bool,
     ) -> None:
-        """Call `function(*call)` for each of `calls`, as many at once as there are CPUs (or GPUs).
+        """Call `function(*call)` for each of `calls`, as many at once as there are CPUs; or GPUs, with their share of the CPUs.
 
-        A call whose process dies is repeated three times; an error of the function's own ends the work. `weights` says how
+        Calls whose process dies are repeated, three times; an error of the function's own ends the work. `weights` says how
         many units each call is worth and `done` how many were finished before.
         """
         if not calls:
             return
         ray = self._ray()
-        resources = self.resources()
-        on_gpu = gpu and resources.get("GPU", 0) > 0
-        slots = int(resources["GPU"] if on_gpu else resources["CPU"])
-        remote = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=3)(function)
-        waiting = deque(zip(calls, weights, strict=True))
-        running: dict[Any, int] = {}
+        machines = self._machines(on_gpu=gpu)
+        on_gpu = gpu and "GPU" in machines[0]
+        slots = int(sum(machine["GPU" if on_gpu else "CPU"] for machine in machines))
+        share = max(1, math.floor(min(machine["CPU"] / machine["GPU"] for machine in machines))) if on_gpu else 1
+        # Ray ends a process that had a GPU, so that its memory is free again. To begin another takes as long as a short call.
+        together = max(1, len(calls) // (_PORTIONS * slots)) if on_gpu else 1
+        remote = ray.remote(num_cpus=share, num_gpus=1 if on_gpu else 0, max_retries=3, num_returns="streaming")(_each)
+        waiting = deque(range(0, len(calls), together))
+        running: dict[Any, Iterator[int]] = {}
         with self.console.progress(label, done + sum(weights), unit, done) as meter:
             while waiting or running:
                 while waiting and len(running) < 2 * slots:
-                    call, weight = waiting.popleft()
-                    running[remote.remote(*call)] = weight
+                    portion = slice(first := waiting.popleft(), first + together)
+                    running[remote.remote(function, calls[portion])] = iter(weights[portion])
                 ready, _ = ray.wait(list(running), num_returns=1)
-                _get(ray, ready[0])
-                meter.advance(running.pop(ready[0]))
+                try:
+                    _get(ray, next(ready[0]))
+                except StopIteration:
+                    del running[ready[0]]
+                else:
+                    meter.advance(next(running[ready[0]]))
 
     def call(self, function: Callable[..., T], *args: object, gpu: bool) -> T:
         """Call `function(*args)` once, with all CPUs of a machine to itself, and a GPU if there is one."""
@@ -147,6 +156,13 @@ class Runtime:
         finally:
             for a in actors:
                 ray.kill(a)
+
+
+def _each(function: Callable[..., object], calls: Sequence[tuple[object, ...]]) -> Iterator[None]:
+    """Call `function` with each of `calls`, and tell after each."""
+    for call in calls:
+        function(*call)
+        yield
 
 
 class _Rank:

@@ -21,14 +21,19 @@ def embed(
     batch_size: int = 256,
     device: torch.device | None = None,
 ) -> np.ndarray:
-    """Features (M, D) float32 of the samples at `indices` (M,)."""
+    """Features (M, D) float32 of the samples at `indices` (M,). The next batch is read while one is encoded."""
     device = device or torch.device("cpu")
     encoder = encoder.to(device).eval()
+
+    def read(first: int) -> torch.Tensor:
+        return torch.from_numpy(squares(samples, indices[first : first + batch_size], encoder.config.image_size))
+
     features = []
-    with torch.inference_mode():
-        for start in range(0, len(indices), batch_size):
-            images = squares(samples, indices[start : start + batch_size], encoder.config.image_size)
-            features.append(encoder(torch.from_numpy(images).to(device)).cpu().numpy())
+    with torch.inference_mode(), ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, 0)
+        for first in range(0, len(indices), batch_size):
+            images, ahead = ahead.result(), reader.submit(read, first + batch_size)
+            features.append(encoder(images.to(device)).cpu().numpy())
     return np.concatenate(features)
 
 
@@ -36,7 +41,7 @@ def squares(samples: SampleList, indices: np.ndarray, size: int) -> np.ndarray:
     """Samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8. Held in memory: for batches."""
     reader = ShardReader(samples)
     result = np.empty((len(indices), 3, size, size), dtype=np.uint8)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool:
         for start in range(0, len(indices), _FETCHED):
             some = indices[start : start + _FETCHED]
             reader.ahead(some)

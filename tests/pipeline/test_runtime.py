@@ -23,11 +23,12 @@ OPEN = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled
 
 @pytest.fixture
 def ray_cluster(tmp_path: Path) -> Iterator[str]:
-    """A Ray of two machines (both this one), a head and another, as `ray start` makes them."""
+    """A Ray of two machines (both this one), a head and another, as `ray start` makes them, and each with a GPU, it says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = [str(Path(WINDROW).parent / "ray"), "start", "--block", "--object-store-memory=100000000", "--num-cpus=2"]
+    resources = ["--num-cpus=2", "--num-gpus=1", "--object-store-memory=100000000"]
+    start = [str(Path(WINDROW).parent / "ray"), "start", "--block", *resources]
     machines: list[subprocess.Popen[bytes]] = []
     try:
         for number, role in enumerate(
@@ -63,6 +64,27 @@ def test_a_stage_runs_on_the_users_cluster(ray_cluster: str, tmp_path: Path) -> 
     asked = [sys.executable, "-c", program]
     said = subprocess.run(asked, env={**OPEN, "RAY_ADDRESS": ray_cluster}, capture_output=True, text=True, check=True).stdout
     assert said.split() == ["2", "True"]
+
+    program = (
+        "import sys; from pathlib import Path; from pipeline.console import Console; from pipeline.runtime import Runtime; "
+        "from tests.pipeline.test_runtime import note; calls = [(Path(sys.argv[1]), number) for number in range(16)]; "
+        "Runtime(Console(quiet=True)).map(note, calls, weights=[1] * 16, done=0, label='test', unit='calls', gpu=True)"
+    )
+    (tmp_path / "notes").mkdir()
+    subprocess.run([sys.executable, "-c", program, tmp_path / "notes"], env={**OPEN, "RAY_ADDRESS": ray_cluster}, check=True)
+    notes = [(tmp_path / "notes" / str(number)).read_text().split() for number in range(16)]
+    assert {threads for _, threads in notes} == {"2"}  # the CPUs of a machine for its one GPU
+    processes = [process for process, _ in notes]
+    assert processes[2:6] == [processes[2]] * 2 + [processes[4]] * 2  # two calls for each process
+    assert len(set(processes)) == 8
+
+
+def note(folder: Path, number: int) -> None:
+    """Write down where this is called; at first be lost after that."""
+    lost = number == 7 and not (folder / "lost").exists()
+    (folder / ("lost" if lost else str(number))).write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
+    if lost:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def whereabouts() -> Iterator[str]:
