@@ -67,15 +67,21 @@ class Manifest(_Record):
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
-        """Raises DataError if the artifact is missing, unfinished or not ours."""
+        """Raises DataError if the artifact is missing, unfinished, not ours or of another version."""
         path = directory / MANIFEST
         try:
-            return cls.model_validate_json(path.read_bytes())
+            found = cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             state = "is not finished: it has no manifest.json" if directory.is_dir() else "does not exist"
             raise DataError(f"{directory} {state}. Run the stage that makes it first.") from None
         except (ValidationError, OSError) as error:
             raise DataError(f"{path} is not a manifest of this program: {error}") from error
+        if found.schema_version != SCHEMA_VERSION:
+            raise DataError(
+                f"{directory} is in format {found.schema_version} of artifacts, this version of windrow in {SCHEMA_VERSION}. "
+                "Run the stage that makes it again."
+            )
+        return found
 
 
 def read_kind(directory: Path, *kinds: str) -> Manifest:

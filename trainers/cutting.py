@@ -35,6 +35,8 @@ from trainers.views import Draws, cut
 _PAIR = struct.Struct("=2q")
 _PIECES = 4
 """Of a batch, for each process: few enough to be worth a message, many enough that none waits long for another."""
+_TOGETHER = 16
+"""Samples of a piece that are read before the first of them is decoded."""
 _FETCHED = 8
 """Pieces that a process has asked a store for at once."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -212,17 +214,22 @@ def _cut_all(num_bytes: int, memory: int, tasks: int, done: int) -> None:
     # Whoever serves a training tries again: here every sample of a batch would wait for a store that is away.
     reader, draws = ShardReader(samples, tries=1), Draws(rows["numbers"], rows["sides"])
     for piece in _fetched(tasks, reader) if any(map(is_url, room.shards)) else _pieces(tasks):
-        contents, into = dict[int, bytes](), dict[int, list[np.ndarray]]()
-        for row in piece:
-            slot, place = divmod(row, room.batch_size)
-            into[row] = [crop for group in crops for crop in group[slot, :, place]]
-            with suppress(DataError):
-                contents[row] = reader.read(row)
-        bad = cut(contents, draws, into)
-        for row in piece:
-            rows["bad"][row] = row in bad or row not in contents
+        slot = piece[0] // room.batch_size
+        for some in (piece[first : first + _TOGETHER] for first in range(0, len(piece), _TOGETHER)):
+            into = {row: [crop for group in crops for crop in group[slot, :, row % room.batch_size]] for row in some}
+            good = _cut(some, reader, draws, into)
+            rows["bad"][some.start : some.stop] = [row not in good for row in some]
         with suppress(BrokenPipeError):
-            os.write(done, _PAIR.pack(row // room.batch_size, 0))
+            os.write(done, _PAIR.pack(slot, 0))
+
+
+def _cut(some: range, reader: ShardReader, draws: Draws, into: dict[int, list[np.ndarray]]) -> set[int]:
+    """Cut the samples of these rows; which of them can be."""
+    contents = {}
+    for row in some:
+        with suppress(DataError):
+            contents[row] = reader.read(row)
+    return contents.keys() - cut(contents, draws, into)
 
 
 def _pieces(tasks: int) -> Iterator[range]:

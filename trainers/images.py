@@ -14,10 +14,12 @@ from curation.errors import DataError
 
 MAX_PIXELS = 100_000_000
 _JPEG = b"\xff\xd8"
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of the part of a JPEG that has its height; the first two are of sequential coding."""
-_BLOCK = 16
-"""Rows that are decoded at once, at most: fewer are not worth a copy."""
+_SEQUENTIAL = (0xC0, 0xC1)
+"""Markers of the segment of a sequential JPEG that has its height."""
+_TABLES = (0xC4, 0xCC, *range(0xDB, 0xFF))
+"""Markers of segments that may stand before it."""
+_LEAST_SPARED = 16
+"""Rows: fewer are not worth a copy."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
@@ -46,9 +48,9 @@ def decode(content: bytes, reduction: int = 1, *, rows: int | None = None, lasti
     """Decode one image to (H, W, 3) uint8 RGB. Raises DataError with a short reason if it cannot be.
 
     A JPEG comes out `reduction` (1, 2, 4 or 8) times smaller, rounded up, which skips most of the work after the entropy
-    coding. It may end somewhere below the uppermost `rows` of the whole image, which skips all work on the rest; damage that
-    does not keep the decoder from going on is then not told. Other formats come out whole. An image that is not `lasting` is
-    there until this thread decodes another such.
+    coding. If only the uppermost `rows` of the whole image are wanted, it may end a row of the result below them, or later,
+    which skips all work on the rest; damage is then told only if the decoder cannot go on. Other formats come out whole. An
+    image that is not `lasting` is there until this thread decodes another such.
     """
     if not content:
         raise DataError("empty file")
@@ -58,7 +60,7 @@ def decode(content: bytes, reduction: int = 1, *, rows: int | None = None, lasti
     if colorspace in ("CMYK", "YCCK"):
         return _decode_with_pillow(content)
     strict, wanted = True, height if rows is None else rows + 2 * reduction  # the last row's colour and scaling take more
-    if wanted + _BLOCK <= height and (short := _ending_at(wanted, content, height)):
+    if wanted + _LEAST_SPARED <= height and (short := _ending_at(wanted, content, height)):
         content, height, strict = short, wanted, False
     # The decoder takes the smallest of its scales that gives at least these sides.
     least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
@@ -74,11 +76,11 @@ def _ending_at(rows: int, content: bytes, height: int) -> bytes | None:
     place = 2
     while place + 7 <= len(content) and content[place] == 0xFF:
         kind = content[place + 1]
-        if kind in _FRAMES:
-            found = content[place + 5 : place + 7]
-            sequential = kind <= 0xC1 and found == height.to_bytes(2)
-            return content[: place + 5] + rows.to_bytes(2) + content[place + 7 :] if sequential else None
-        place += 1 if kind == 0xFF else 2 + int.from_bytes(content[place + 2 : place + 4])
+        if kind in _SEQUENTIAL and content[place + 5 : place + 7] == height.to_bytes(2):
+            return content[: place + 5] + rows.to_bytes(2) + content[place + 7 :]
+        if kind not in _TABLES:
+            return None
+        place += 2 + int.from_bytes(content[place + 2 : place + 4])
     return None
 
 

@@ -25,7 +25,7 @@ from trainers.config import ViewsConfig
 from trainers.distributed import ranks_here
 from trainers.order import Balanced, Distinct, Mixed, Order, OrderName, Shuffled
 from trainers.resident import ResidentImages
-from trainers.samples import RESTORE, BadSampleError, SampleList, ShardReader
+from trainers.samples import RESTORE, UNREADABLE, BadSampleError, SampleList, ShardReader
 
 _AHEAD = 2
 _MOST_WORKERS = 8
@@ -237,7 +237,7 @@ class Loader:
 
     def _cut(self, index: int, draws: views.Draws, place: int, into: list[np.ndarray]) -> None:
         if bad := views.cut({place: self._reader.read(index)}, draws, {place: into}):
-            raise self._samples.bad(index, bad[place]) from bad[place]
+            raise self._samples.bad(index, f"{bad[place]}. {UNREADABLE}") from bad[place]
 
     def _replace(self, shown: _Shown, place: int, why: BadSampleError, use: Callable[[int], None]) -> "_Replaced":
         """Use another sample in place of the one at `place`: the first that `use` takes."""

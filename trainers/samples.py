@@ -21,6 +21,8 @@ PLACE = ("row_id", "shard", "offset", "size", "crc32")
 ROWS_PER_EPOCH = "rows_per_epoch"
 """In the schema's metadata of a training list: how many of its rows an epoch shows, others each time."""
 RESTORE = "Restore it, or shard the source again."
+_CHANGED = f"The shard was changed after it was written. {RESTORE}"
+UNREADABLE = "Its bytes are those that were sharded. Shard the source again, which sets aside what cannot be decoded."
 SHARDS_URL = "shards.url"
 """Beside an index whose shards were moved into an object store: the URL of where they are now."""
 _OPEN_FILES = 256
@@ -106,12 +108,10 @@ class SampleList:
     def __len__(self) -> int:
         return len(self.row_id)
 
-    def bad(self, index: int, why: object) -> "BadSampleError":
+    def bad(self, index: int, why: str) -> "BadSampleError":
         """What to tell the user of a sample that cannot be read or decoded."""
-        return BadSampleError(
-            f"Sample {self.row_id[index]} at byte {self.offset[index]} of {self.shards[self.shard[index]]} cannot be read: "
-            f"{why}. The shard was changed after it was written. {RESTORE}"
-        )
+        place = f"{self.row_id[index]} at byte {self.offset[index]} of {self.shards[self.shard[index]]}"
+        return BadSampleError(f"Sample {place} cannot be read: {why}")
 
 
 class BadSampleError(DataError):
@@ -138,9 +138,9 @@ class ShardReader:
         """The bytes of one sample. Raises DataError if its shard cannot be opened, BadSampleError if it does not hold them."""
         content = self._fetch(index) if stores.is_url(self._shard(index)) else self._pread(index)
         if len(content) < self._samples.size[index]:
-            raise self._samples.bad(index, f"{len(content):,} of its {self._samples.size[index]:,} bytes are there")
+            raise self._samples.bad(index, f"{len(content):,} of its {self._samples.size[index]:,} bytes are there. {_CHANGED}")
         if zlib.crc32(content) != self._samples.crc32[index]:
-            raise self._samples.bad(index, "its bytes do not match their checksum")
+            raise self._samples.bad(index, f"its bytes do not match their checksum. {_CHANGED}")
         return content
 
     def image(self, index: int) -> np.ndarray:
@@ -149,7 +149,7 @@ class ShardReader:
         try:
             return decode(content)
         except DataError as error:
-            raise self._samples.bad(index, error) from error
+            raise self._samples.bad(index, f"{error}. {UNREADABLE}") from error
 
     def _shard(self, index: int) -> str:
         return self._samples.shards[self._samples.shard[index]]
@@ -162,7 +162,7 @@ class ShardReader:
         try:
             return os.pread(file.descriptor, int(self._samples.size[index]), int(self._samples.offset[index]))
         except OSError as error:
-            raise self._samples.bad(index, error) from error
+            raise self._samples.bad(index, f"{error}. {_CHANGED}") from error
 
     def _fetch(self, index: int) -> bytes:
         content = self._fetched.pop(index, None) or stores.fetch([self._range(index)])[0]

@@ -98,7 +98,7 @@ class Draws:
 
 
 def cut(contents: Mapping[int, bytes], draws: Draws, crops: Mapping[int, Sequence[np.ndarray]]) -> dict[int, DataError]:
-    """Decode the images of some samples and cut the views of each into its `crops`, V of (S, S, 3) uint8.
+    """Decode the images of some samples and cut the views of each into its `crops`, V of (S, S, 3) uint8, all alike.
 
     Returns why some cannot be decoded, by sample.
     """

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from curation.errors import DataError
-from pipeline.artifacts import fingerprint
+from pipeline.artifacts import Manifest, fingerprint, read_kind
 from pipeline.config import EmbedConfig
 from pipeline.embed import Embed
 from pipeline.train import Train
@@ -32,6 +32,15 @@ def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
     first.unlink()
     with pytest.raises(DataError, match=r"a\.safetensors cannot be read: No such file"):
         fingerprints(first)
+
+
+def test_an_artifact_of_another_version_is_refused(tmp_path: Path) -> None:
+    made = Manifest(kind="samples", fingerprint="", settings={}, parents={})
+    made.write(tmp_path)
+    assert read_kind(tmp_path, "samples") == made
+    made.model_copy(update={"schema_version": 1}).write(tmp_path)
+    with pytest.raises(DataError, match=r"in format 1 of artifacts, this version of windrow in 2\. Run the stage"):
+        read_kind(tmp_path, "samples")
 
 
 def test_evaluating_on_the_way_is_no_other_training() -> None:

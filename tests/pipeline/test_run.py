@@ -8,6 +8,7 @@ import shutil
 import signal
 import tarfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_plain_webdataset_reads_the_shards(tiny_run: FinishedRun) -> None:
     assert set(found) == set(index["key"].to_pylist())
     for row in index.to_pylist():
         (content,) = [value for name, value in found[row["key"]].items() if not name.startswith("_")]
-        assert len(content) == row["size"]
+        assert (len(content), zlib.crc32(content)) == (row["size"], row["crc32"])
         with (tiny_run.directory / "samples" / row["shard"]).open("rb") as file:
             file.seek(row["offset"])
             assert file.read(row["size"]) == content
@@ -68,7 +69,7 @@ def test_pyarrow_and_numpy_read_every_table(tiny_run: FinishedRun) -> None:
     assert selection.num_rows == round(pool / 2)
     training = pq.read_table(place / "select" / "training.parquet").to_pylist()
     assert [row["row_id"] for row in training] == selection["row_id"].to_pylist()
-    assert {"shard", "offset", "size", "repeats", "level_1", "level_2"} <= set(training[0])
+    assert {"shard", "offset", "size", "crc32", "repeats", "level_1", "level_2"} <= set(training[0])
     labels = pq.read_table(place / "select" / "pseudo-labels.parquet")
     assignment = np.load(place / "cluster" / "level-1" / "assignment.npy")
     assert labels["level_1"].to_pylist() == assignment.tolist()

@@ -1,6 +1,7 @@
 import io
 import tarfile
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -123,6 +124,13 @@ def spoil(samples: SampleList, *rows: int) -> None:
             file.write(bytes(samples.size[row]))
 
 
+def with_checksum_of_what_is_there(samples: SampleList, row: int) -> SampleList:
+    """Where `row` was spoiled, nothing but decoding it can tell."""
+    crc32 = samples.crc32.copy()
+    crc32[row] = zlib.crc32(bytes(samples.size[row]))
+    return replace(samples, crc32=crc32)
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("most_resident_bytes", [0, 2**20])
 def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_told(
@@ -132,6 +140,7 @@ def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_told(
     samples = shards(tmp_path)
     good = [batch.row_id.tolist() for batch in read(samples, 0, 1)]
     spoil(samples, 3, 7)
+    samples = with_checksum_of_what_is_there(samples, 7)
     (tmp_path / "2.tar").write_bytes((tmp_path / "2.tar").read_bytes()[: samples.offset[8] + 9])
     alone = read(samples, 0, 1)
     for before, batch in zip(good, alone, strict=True):
@@ -154,6 +163,8 @@ def test_too_many_bad_samples_stop_the_training_and_name_one(tmp_path: Path) -> 
     spoil(samples, 3)
     with pytest.raises(DataError, match=r"max_bad_fraction 0.*Sample 3 at byte \d+ of .*0\.tar.*do not match their checksum"):
         load(samples, 0, 1, max_bad_fraction=0)
+    with pytest.raises(DataError, match=r"For example: Sample 3 .*corrupt image.*Its bytes are those that were sharded"):
+        load(with_checksum_of_what_is_there(samples, 3), 0, 1, max_bad_fraction=0)
     with pytest.raises(DataError, match=r"51 of 508 samples could not be read, more than train.max_bad_fraction 0.05"):
         load(samples, 0, 1, steps=600, max_bad_fraction=0.05)
     spoil(samples, *range(10))

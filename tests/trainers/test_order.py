@@ -21,9 +21,9 @@ def listed(num: int, directory: Path, num_shards: int = 3, **columns: object) ->
         Path(shard).touch()
     rows = np.arange(num)
     defaults = {"repeats": np.ones(num, np.int32)}
-    return SampleList(
-        shards, (rows % num_shards).astype(np.int32), rows, rows, rows, rows, **{**defaults, **columns}  # type: ignore[arg-type]
-    )  # fmt: skip
+    nowhere = {"offset": rows, "size": rows, "crc32": rows}
+    shard = (rows % num_shards).astype(np.int32)
+    return SampleList(shards=shards, shard=shard, row_id=rows, **{**nowhere, **defaults, **columns})  # type: ignore[arg-type]
 
 
 def stream(samples: SampleList, order: OrderName, num: int, *, first: int = 0, batch: int = 6, seed: int = 1) -> np.ndarray:

@@ -126,9 +126,9 @@ def test_views_belong_to_the_sample_and_not_to_the_batch() -> None:
     assert not np.array_equal(together[1, 0], together[1, 1])
 
 
-def jpeg(pixels: np.ndarray) -> bytes:
+def encoded(pixels: np.ndarray, kind: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    Image.fromarray(pixels).save(buffer, kind, quality=95)
     return buffer.getvalue()
 
 
@@ -146,7 +146,7 @@ def cut(config: ViewsConfig, content: bytes, sample: int = 0) -> list[torch.Tens
 
 def test_crops_are_cut_and_scaled_as_torchvision_does() -> None:
     config = ViewsConfig(num_local=3, global_size=64, local_size=32)
-    content = jpeg(smooth(90, 120))
+    content = encoded(smooth(90, 120))
     whole = torch.from_numpy(decode(content)).permute(2, 0, 1)
     for sample in range(5):
         boxes = views.Draws.of(config, np.array([sample]), stream=1).boxes(0, 90, 120)
@@ -155,10 +155,29 @@ def test_crops_are_cut_and_scaled_as_torchvision_does() -> None:
             assert (crop.int() - expected.int()).abs().max() <= 1
 
 
+def test_samples_are_cut_together_as_each_by_itself() -> None:
+    config = ViewsConfig(num_local=1, global_size=32, local_size=16)
+    sizes = [(90, 120), (40, 33), (700, 1200), (1, 1), (33, 200)]
+    contents = {7 + number: encoded(smooth(*size)) for number, size in enumerate(sizes)}
+    contents |= {3: contents[8][:90], 20: encoded(smooth(50, 70), "PNG"), 21: encoded(smooth(50, 70))[:400]}
+    draws = views.Draws.of(config, np.arange(30), stream=1)
+
+    def crops(*samples: int) -> dict[int, list[np.ndarray]]:
+        return {sample: [np.zeros((size, size, 3), np.uint8) for size in (32, 32, 16)] for sample in samples}
+
+    together = crops(*contents)
+    assert views.cut(contents, draws, together).keys() == {3, 21}
+    for sample, content in contents.items():
+        alone = crops(sample)
+        views.cut({sample: content}, draws, alone)
+        assert all(np.array_equal(*pair) for pair in zip(together[sample], alone[sample], strict=True))
+        assert alone[sample][0].any() == (sample not in (3, 21))
+
+
 @pytest.mark.parametrize("size", [(90, 120), (600, 401)])
 def test_what_lies_below_all_crops_is_not_decoded(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     config = ViewsConfig(num_global=1, num_local=0, global_size=32, global_scale=(0.08, 0.3))
-    content = jpeg(smooth(*size))
+    content = encoded(smooth(*size))
     found = [cut(config, content, sample) for sample in range(20)]
     wanted = []
     monkeypatch.setattr(views, "decode", lambda content, by, rows, **_: wanted.append(rows) or decode(content, by))
@@ -172,7 +191,7 @@ def test_a_large_jpeg_is_decoded_small_only_if_no_crop_wants_its_pixels(monkeypa
     reductions = []
     monkeypatch.setattr(views, "decode", lambda content, by, **rest: reductions.append(by) or decode(content, by, **rest))
     for height, width in [(90, 120), (300, 401), (1500, 2001)]:
-        content = jpeg(smooth(height, width))
+        content = encoded(smooth(height, width))
         whole = torch.from_numpy(decode(content)).permute(2, 0, 1)
         for sample in range(8):
             boxes = views.Draws.of(config, np.array([sample]), stream=1).boxes(0, height, width)
