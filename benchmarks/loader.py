@@ -23,20 +23,25 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline.restarts import with_restarts
 from trainers.loader import Loader
 from trainers.samples import SampleList
 
 NUM_SHARDS, BATCH = 4, 64
 WARM_UP = 3
-CASES = {"rrc224": 20, "dino-views": 4}
+CASES = {"rrc224": 20, "rrc224-unmarked": 20, "dino-views": 4}
 """Batches counted."""
+UNMARKED = "-unmarked"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Batches = Iterator[Any]
 
 
-def shards_of(images: Path) -> list[Path]:
-    """WebDataset shards of the JPEGs in a tar; made once, as are the samples of other formats beside them."""
-    folder = Path(tempfile.gettempdir()) / f"windrow-loader-{images.stem}"
+def shards_of(images: Path, kind: str = "") -> list[Path]:
+    """WebDataset shards of the JPEGs in a tar, as `windrow shard` makes them, or with the files as they are in the tar.
+
+    Made once, as are the samples of other formats beside them.
+    """
+    folder = Path(tempfile.gettempdir()) / f"windrow-loader-shards-{images.stem}{kind}"
     if not folder.exists():
         with tarfile.open(images) as tar, tempfile.TemporaryDirectory(dir=folder.parent) as made:
             members = [member for member in tar if member.isfile()]
@@ -44,6 +49,7 @@ def shards_of(images: Path) -> list[Path]:
                 with tarfile.open(Path(made) / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as shard:
                     for index in range(number, len(members), NUM_SHARDS):
                         content = tar.extractfile(members[index]).read()  # type: ignore[union-attr]
+                        content = content if kind == UNMARKED else with_restarts(content)
                         member = tarfile.TarInfo(f"{index:06d}.jpg")
                         member.size = len(content)
                         shard.addfile(member, io.BytesIO(content))
@@ -198,7 +204,8 @@ ENGINES: dict[str, Callable[[list[Path], str, int], Batches]] = {
 
 def measure(case: str, engine: str, _seed: int, args: argparse.Namespace) -> harness.Row:
     """One engine on one case, once."""
-    shards = shards_of(args.images)
+    case, *unmarked = case.partition(UNMARKED)
+    shards = shards_of(args.images, unmarked[0])
     best: harness.Row = {"images_per_s": 0.0}
     for workers in (0,) if engine == "ray-data" else (1, 2, 3):
         began = harness.now()

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
-_REQUIRED = ("torch", "torchvision", "timm", "ray", "pyarrow", "numpy", "sklearn", "simplejpeg", "PIL", "pydantic")
+_REQUIRED = ("torch", "torchvision", "timm", "ray", "pyarrow", "numpy", "sklearn", "simplejpeg", "numba", "PIL", "pydantic")
 _OPTIONAL = {"faiss": "windrow[cpu] or windrow[gpu]", "submitit": "windrow[slurm]", "sentence_transformers": "windrow[text]"}
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "sentence_transformers": "sentence-transformers"}
 

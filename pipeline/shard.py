@@ -1,8 +1,8 @@
 """shard: a heap of image files becomes WebDataset tars and the index of the samples in them.
 
 Three passes. *List* writes down what exists, once, so that later runs agree on it. *Probe* reads and decodes every file and
-hashes its bytes. *Pack* copies the bytes of what is kept, as they are, into numbered tars with nothing in them that depends
-on when or where they were made.
+hashes its bytes. *Pack* copies the files that are kept into numbered tars with nothing in them that depends on when or where
+they were made. JPEGs get restart markers, which change no pixel (`pipeline.restarts`); all other bytes are those of the source.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from pipeline.artifacts import Part
 from pipeline.config import ImagesConfig, ShardConfig
 from pipeline.sources import HELD_OUT, POOL, QUERY, SPLITS, find_images, thin_to_long_tail
 from pipeline.stage import Made, Work
-from trainers.images import decode
+from trainers.images import decode, is_jpeg
 
 INDEX, REJECTS = "index", "rejects.parquet"
 _PROBE_ROWS = 2000
@@ -224,6 +224,10 @@ def pack_part(index: int, out: Path, plan: Path) -> Part:
                 raise DataError(
                     f"{row['file']} changed while it was being sharded. Let the source rest, delete {out}, and run again."
                 )
+            if is_jpeg(content):
+                from pipeline.restarts import with_restarts  # what it imports compiles for a second
+
+                content = with_restarts(content)
             key = f"{row['row_id']:09d}"
             member = tarfile.TarInfo(key + os.path.splitext(row["source"])[1].lower())
             member.size = len(content)  # time, owner and group stay zero: equal samples make equal bytes

@@ -5,30 +5,31 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from curation.errors import DataError
+from trainers.jpeg import part
 
 MAX_PIXELS = 100_000_000
-_JPEG = b"\xff\xd8"
-_SEQUENTIAL = (0xC0, 0xC1)
-"""Markers of the segment of a sequential JPEG that has its height."""
-_TABLES = (0xC4, 0xCC, *range(0xDB, 0xFF))
-"""Markers of segments that may stand before it."""
-_LEAST_SPARED = 16
-"""Rows: fewer are not worth a copy."""
+_FOR_PILLOW = ("CMYK", "YCCK")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+
+
+def is_jpeg(content: bytes) -> bool:
+    """Whether these bytes begin as those of a JPEG do."""
+    return content[:2] == b"\xff\xd8"
 
 
 def size_of(content: bytes) -> tuple[int, int]:
     """Height and width, from the header alone. Raises DataError with a short reason if it cannot be read, or is too large."""
     if not content:
         raise DataError("empty file")
-    if content[:2] == _JPEG:
+    if is_jpeg(content):
         return _jpeg_header(content)[:2]
     with _opened_by_pillow(content) as image:
         return image.height, image.width
@@ -44,47 +45,58 @@ class _Room(threading.local):
 _room = _Room()
 
 
-def decode(content: bytes, reduction: int = 1, *, rows: int | None = None, lasting: bool = True) -> np.ndarray:
-    """Decode one image to (H, W, 3) uint8 RGB. Raises DataError with a short reason if it cannot be.
-
-    A JPEG comes out `reduction` (1, 2, 4 or 8) times smaller, rounded up, which skips most of the work after the entropy
-    coding. If only the uppermost `rows` of the whole image are wanted, it may end a row of the result below them, or later,
-    which skips all work on the rest; damage is then told only if the decoder cannot go on. Other formats come out whole. An
-    image that is not `lasting` is there until this thread decodes another such.
-    """
+def decode(content: bytes) -> np.ndarray:
+    """Decode one image to (H, W, 3) uint8 RGB. Raises DataError with a short reason if it cannot be."""
     if not content:
         raise DataError("empty file")
-    if content[:2] != _JPEG:
-        return _decode_with_pillow(content)
-    height, width, colorspace = _jpeg_header(content)
-    if colorspace in ("CMYK", "YCCK"):
-        return _decode_with_pillow(content)
-    strict, wanted = True, height if rows is None else rows + 2 * reduction  # the last row's colour and scaling take more
-    if wanted + _LEAST_SPARED <= height and (short := _ending_at(wanted, content, height)):
-        content, height, strict = short, wanted, False
+    if is_jpeg(content) and _jpeg_header(content)[2] not in _FOR_PILLOW:
+        return _decode_jpeg(content)
+    return _decode_with_pillow(content)
+
+
+class Window(NamedTuple):
+    """What was decoded of an image."""
+
+    pixels: np.ndarray
+    """(H, W, 3) uint8 RGB; there until this thread decodes another."""
+    top: int
+    """In the whole image, on the same scale, as is the following."""
+    left: int
+    reduction: int
+    """How many times smaller it is than in the file, rounded up."""
+
+
+def decode_window(content: bytes, box: tuple[int, int, int, int], reduction: int) -> Window:
+    """Decode at least `box` (top, left, height, width) of one image. Raises DataError with a short reason if it cannot be.
+
+    A JPEG comes out `reduction` (1, 2, 4 or 8) times smaller, which skips most of the work after the entropy coding, and if
+    restart markers allow it without what is far from the box, which skips all work on that. Other formats come out whole.
+    """
+    if not is_jpeg(content) or _jpeg_header(content)[2] in _FOR_PILLOW:
+        return Window(decode(content), 0, 0, 1)
+    # Colours of a lower resolution are smoothed, which takes their neighbours; but not in an image of two columns of them.
+    border = 4 * reduction
+    top, left, height, width = box
+    above, beside = min(top, border), min(left, border)
+    found = part(content, (top - above, left - beside, above + height + border, beside + width + border))
+    least, top, left = found or (content, 0, 0)
+    return Window(_decode_jpeg(least, reduction, _room.pixels), top // reduction, left // reduction, reduction)
+
+
+def _decode_jpeg(content: bytes | bytearray, reduction: int = 1, room: np.ndarray | None = None) -> np.ndarray:
+    """To (H, W, 3) uint8, in `room` if it is large enough."""
+    height, width, _ = _jpeg_header(content)
     # The decoder takes the smallest of its scales that gives at least these sides.
     least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
-    room = None if lasting or 3 * height * width > _room.pixels.nbytes else _room.pixels
+    if room is not None and 3 * height * width > room.nbytes:
+        room = None
     try:
-        return np.asarray(simplejpeg.decode_jpeg(content, colorspace="RGB", buffer=room, strict=strict, **least))
+        return np.asarray(simplejpeg.decode_jpeg(content, colorspace="RGB", buffer=room, **least))
     except ValueError as error:
         raise DataError(f"corrupt JPEG: {error}") from None
 
 
-def _ending_at(rows: int, content: bytes, height: int) -> bytes | None:
-    """The JPEG with `rows` for a height, if its coding is sequential: the decoder stops there and warns of what it has left."""
-    place = 2
-    while place + 7 <= len(content) and content[place] == 0xFF:
-        kind = content[place + 1]
-        if kind in _SEQUENTIAL and content[place + 5 : place + 7] == height.to_bytes(2):
-            return content[: place + 5] + rows.to_bytes(2) + content[place + 7 :]
-        if kind not in _TABLES:
-            return None
-        place += 2 + int.from_bytes(content[place + 2 : place + 4])
-    return None
-
-
-def _jpeg_header(content: bytes) -> tuple[int, int, str]:
+def _jpeg_header(content: bytes | bytearray) -> tuple[int, int, str]:
     """Height, width and colour space."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)

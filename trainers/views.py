@@ -17,7 +17,7 @@ from curation import rng
 from curation.errors import DataError
 from trainers.colour import ORDERS, Changes, recolour
 from trainers.config import ViewsConfig
-from trainers.images import decode, size_of
+from trainers.images import decode_window, size_of
 from trainers.resize import crop_resize_into
 
 _TRIES = 10
@@ -117,20 +117,21 @@ def cut(contents: Mapping[int, bytes], draws: Draws, crops: Mapping[int, Sequenc
     pixels = [len(crop) for crop in crops[samples[0]]]
     spare = (boxes[..., 2:].min(axis=-1) / pixels).min(axis=-1) / _SPARE
     reductions = _REDUCTIONS[np.searchsorted(_REDUCTIONS[1:], spare, side="right")].tolist()
-    lowest = (boxes[..., 0] + boxes[..., 2]).max(axis=-1).tolist()
-    for number, (sample, size) in enumerate(sizes.items()):
+    corners = boxes[..., :2].min(axis=1)
+    windows = np.concatenate([corners, (boxes[..., :2] + boxes[..., 2:]).max(axis=1) - corners], axis=1).tolist()
+    for number, sample in enumerate(sizes):
         try:
-            image = decode(contents[sample], reductions[number], rows=lowest[number], lasting=False)
+            image, top, left, reduction = decode_window(contents[sample], tuple(windows[number]), reductions[number])
         except DataError as error:
             bad[sample] = error
             continue
         here = boxes[number]
-        if image.shape[1] != size[1]:
+        if reduction > 1:
             edges = np.concatenate([here[:, :2], here[:, :2] + here[:, 2:]], axis=1)
-            smaller = np.ceil(whole[number] / reductions[number]) / size
+            smaller = np.ceil(whole[number] / reduction) / whole[number]
             edges = np.rint(edges * np.tile(smaller, 2)).astype(np.int64)
             here = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
-        for box, crop in zip(here.tolist(), crops[sample], strict=True):
+        for box, crop in zip((here - (top, left, 0, 0)).tolist(), crops[sample], strict=True):
             crop_resize_into(crop, image, *box)
     return bad
 

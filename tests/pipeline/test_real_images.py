@@ -1,5 +1,6 @@
 """Real photographs and CIFAR-10, where they lie beside the project."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts import Manifest
+from pipeline.restarts import with_restarts
 from pipeline.shard import read_index
 from tests.helpers import SHARED_DATA, windrow
+from trainers.images import decode, decode_window
 from trainers.samples import PLACE, SampleList, ShardReader
 
 
@@ -43,3 +46,22 @@ def test_photographs_of_all_sizes(tmp_path: Path) -> None:
     for index in (0, 401, len(samples) - 1):
         assert reader.image(index).shape[:2] == (sizes["height"][index].as_py(), sizes["width"][index].as_py())
     assert np.unique(sizes["width"].to_numpy()).size > 50
+
+
+@needs("photos1000.tar")
+def test_photographs_have_their_pixels_with_restart_markers_and_in_parts() -> None:
+    random = np.random.default_rng(0)
+    parts = 0
+    with tarfile.open(SHARED_DATA / "photos1000.tar") as tar:
+        for member in (member for member in tar if member.isfile()):
+            content = tar.extractfile(member).read()
+            marked = with_restarts(content)
+            whole = decode(content)
+            assert np.array_equal(decode(marked), whole)
+            height, width = (side // 3 for side in whole.shape[:2])
+            top, left = random.integers([2 * height, 2 * width]).tolist()
+            found = decode_window(marked, (top, left, height, width), 1)
+            here = found.pixels[top - found.top :, left - found.left :][:height, :width]
+            assert np.array_equal(here, whole[top : top + height, left : left + width])
+            parts += found.pixels.shape != whole.shape
+    assert parts > 950

@@ -29,30 +29,10 @@ def test_jpeg_decodes_as_pillow_does() -> None:
 
 
 @pytest.mark.parametrize("room", [2**20, 10])
-def test_an_image_that_need_not_last_is_the_same(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+def test_a_window_that_is_not_kept_is_the_same(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     monkeypatch.setattr(images._room, "pixels", np.full(room, 7, dtype=np.uint8))
-    contents = [encode(PIXELS, "JPEG"), encode(PIXELS[:7, :9], "JPEG"), encode(PIXELS[:, ::-1], "PNG")]
-    lasting = [images.decode(content) for content in contents]
-    for content, expected in zip(contents, lasting, strict=True):
-        assert np.array_equal(images.decode(content, lasting=False), expected)
-    assert np.array_equal(images.decode(contents[0], 2, lasting=False), images.decode(contents[0], 2))
-
-
-@pytest.mark.parametrize("reduction", [1, 2, 8])
-@pytest.mark.parametrize(
-    "options", [{"subsampling": "4:4:4"}, {"subsampling": "4:2:0"}, {"subsampling": "4:2:2", "restart_marker_rows": 1}]
-)
-def test_the_rows_that_are_wanted_are_those_of_the_whole_image(options: dict[str, object], reduction: int) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (133, 40, 3)).astype(np.uint8)
-    content = encode(pixels, "JPEG", **options)
-    whole = images.decode(content, reduction)
-    for rows in (1, 31, 64, 65, 100, 101, 133):
-        found = images.decode(content, reduction, rows=rows)
-        sure = -(-rows // reduction) + 1
-        assert np.array_equal(found[:sure], whole[:sure])
-        assert len(found) <= -(-(rows + 2 * reduction + 16) // reduction)
-    for other in (encode(pixels, "JPEG", progressive=True), encode(pixels, "PNG")):
-        assert np.array_equal(images.decode(other, reduction, rows=10), images.decode(other, reduction))
+    for content in (encode(PIXELS, "JPEG"), encode(PIXELS[:7, :9], "JPEG"), encode(PIXELS[:, ::-1], "PNG")):
+        assert np.array_equal(images.decode_window(content, (0, 0, 7, 9), 1).pixels, images.decode(content))
 
 
 def test_gray_palette_cmyk_and_sixteen_bits_become_rgb() -> None:

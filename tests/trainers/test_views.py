@@ -1,4 +1,5 @@
 import io
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from trainers import colour, views
 from trainers.config import ViewsConfig
-from trainers.images import decode
+from trainers.images import Window, decode, decode_window
 
 
 def images(num: int = 6, side: int = 24) -> torch.Tensor:
@@ -126,9 +127,9 @@ def test_views_belong_to_the_sample_and_not_to_the_batch() -> None:
     assert not np.array_equal(together[1, 0], together[1, 1])
 
 
-def encoded(pixels: np.ndarray, kind: str = "JPEG") -> bytes:
+def encoded(pixels: np.ndarray, kind: str = "JPEG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, quality=95)
+    Image.fromarray(pixels).save(buffer, kind, quality=95, **options)
     return buffer.getvalue()
 
 
@@ -174,22 +175,27 @@ def test_samples_are_cut_together_as_each_by_itself() -> None:
         assert alone[sample][0].any() == (sample not in (3, 21))
 
 
-@pytest.mark.parametrize("size", [(90, 120), (600, 401)])
-def test_what_lies_below_all_crops_is_not_decoded(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-    config = ViewsConfig(num_global=1, num_local=0, global_size=32, global_scale=(0.08, 0.3))
-    content = encoded(smooth(*size))
+@pytest.mark.parametrize("size", [(90, 120), (600, 401), (1500, 2000)])
+def test_what_lies_around_all_crops_is_not_decoded(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    config = ViewsConfig(num_global=2, num_local=0, global_size=32, global_scale=(0.08, 0.1))
+    content = encoded(smooth(*size), restart_marker_blocks=1)
     found = [cut(config, content, sample) for sample in range(20)]
-    wanted = []
-    monkeypatch.setattr(views, "decode", lambda content, by, rows, **_: wanted.append(rows) or decode(content, by))
-    for sample, (crop,) in enumerate(found):
-        assert torch.equal(crop, cut(config, content, sample)[0])
-    assert np.mean(wanted) < 0.8 * size[0]
+    decoded = []
+
+    def whole(content: bytes, box: tuple[int, int, int, int], reduction: int) -> Window:
+        decoded.append(decode_window(content, box, reduction).pixels.size * reduction**2 / (3 * math.prod(size)))
+        return decode_window(encoded(smooth(*size)), box, reduction)
+
+    monkeypatch.setattr(views, "decode_window", whole)
+    for sample, crops in enumerate(found):
+        assert all(torch.equal(*pair) for pair in zip(crops, cut(config, content, sample), strict=True))
+    assert np.mean(decoded) < 0.6
 
 
 def test_a_large_jpeg_is_decoded_small_only_if_no_crop_wants_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ViewsConfig(num_local=2, global_size=64, local_size=32)
     reductions = []
-    monkeypatch.setattr(views, "decode", lambda content, by, **rest: reductions.append(by) or decode(content, by, **rest))
+    monkeypatch.setattr(views, "decode_window", lambda *wanted: reductions.append(wanted[2]) or decode_window(*wanted))
     for height, width in [(90, 120), (300, 401), (1500, 2001)]:
         content = encoded(smooth(height, width))
         whole = torch.from_numpy(decode(content)).permute(2, 0, 1)
