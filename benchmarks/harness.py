@@ -35,6 +35,7 @@ _PACKAGES = (
     "torchvision",
     "pillow",
     "simplejpeg",
+    "numba",
     "webdataset",
     "mosaicml-streaming",
     "litdata",

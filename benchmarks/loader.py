@@ -1,8 +1,9 @@
 """Batches of crops from shards of JPEGs, beside other loaders, on the same images.
 
 `rrc224`: one RandomResizedCrop(224, (0.08, 1)) of an image, uint8. `dino-views`: two crops of 224 and eight of 96 pixels with
-the colours of DINO, float32 and normalised. Peers decode with Pillow and transform image by image with torchvision, as their
-users do. Each has whichever of one, two or three processes is fastest.
+the colours of DINO, float32 and normalised. Both from shards whose JPEGs have restart markers, as `windrow shard` writes them;
+`rrc224-unmarked` is the first from the files as they are in the tar. Peers decode with Pillow and transform image by image with
+torchvision, as their users do. Each has whichever of one, two or three processes is fastest.
 `images_per_s` counts after a few batches; `first_batch` is the seconds until one is there.
 
     python benchmarks/loader.py --images photos.tar
@@ -23,7 +24,6 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.restarts import with_restarts
 from trainers.loader import Loader
 from trainers.samples import SampleList
 
@@ -31,17 +31,18 @@ NUM_SHARDS, BATCH = 4, 64
 WARM_UP = 3
 CASES = {"rrc224": 20, "rrc224-unmarked": 20, "dino-views": 4}
 """Batches counted."""
-UNMARKED = "-unmarked"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Batches = Iterator[Any]
 
 
-def shards_of(images: Path, kind: str = "") -> list[Path]:
-    """WebDataset shards of the JPEGs in a tar, as `windrow shard` makes them, or with the files as they are in the tar.
+def shards_of(images: Path, *, marked: bool) -> list[Path]:
+    """WebDataset shards of the JPEGs in a tar, with restart markers or without.
 
     Made once, as are the samples of other formats beside them.
     """
-    folder = Path(tempfile.gettempdir()) / f"windrow-loader-shards-{images.stem}{kind}"
+    if marked:
+        from pipeline.restarts import with_restarts
+    folder = Path(tempfile.gettempdir()) / f"windrow-loader-{images.stem}-{'marked' if marked else 'unmarked'}"
     if not folder.exists():
         with tarfile.open(images) as tar, tempfile.TemporaryDirectory(dir=folder.parent) as made:
             members = [member for member in tar if member.isfile()]
@@ -49,7 +50,7 @@ def shards_of(images: Path, kind: str = "") -> list[Path]:
                 with tarfile.open(Path(made) / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as shard:
                     for index in range(number, len(members), NUM_SHARDS):
                         content = tar.extractfile(members[index]).read()  # type: ignore[union-attr]
-                        content = content if kind == UNMARKED else with_restarts(content)
+                        content = with_restarts(content) if marked else content
                         member = tarfile.TarInfo(f"{index:06d}.jpg")
                         member.size = len(content)
                         shard.addfile(member, io.BytesIO(content))
@@ -204,8 +205,8 @@ ENGINES: dict[str, Callable[[list[Path], str, int], Batches]] = {
 
 def measure(case: str, engine: str, _seed: int, args: argparse.Namespace) -> harness.Row:
     """One engine on one case, once."""
-    case, *unmarked = case.partition(UNMARKED)
-    shards = shards_of(args.images, unmarked[0])
+    case, _, unmarked = case.partition("-un")
+    shards = shards_of(args.images, marked=not unmarked)
     best: harness.Row = {"images_per_s": 0.0}
     for workers in (0,) if engine == "ray-data" else (1, 2, 3):
         began = harness.now()
@@ -224,7 +225,7 @@ def measure(case: str, engine: str, _seed: int, args: argparse.Namespace) -> har
 
 
 if __name__ == "__main__":
-    cases = {case: list(ENGINES) for case in CASES}
+    cases = {case: ["windrow", "webdataset"] if case.endswith("-unmarked") else list(ENGINES) for case in CASES}
     harness.main(
         "loader",
         {"cpu": cases, "gpu": cases},

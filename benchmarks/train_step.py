@@ -157,7 +157,7 @@ def from_jpegs(
     """A step of ours on a batch from shards, and how many seconds it has waited for batches so far."""
     if args.images is None:
         raise harness.Skipped("give --images PHOTOS.tar")
-    samples = loader.samples_of(loader.shards_of(args.images))
+    samples = loader.samples_of(loader.shards_of(args.images, marked=False))
     batches = Loader(samples, case.views, seed=seed, global_batch_size=case.batch)
     engine, times = engine_of(case, device, seed, len(samples)), clocks()
     shown = batches.batches(0, 10**6)
