@@ -117,11 +117,8 @@ def _recode(data, at, blocks, symbols, new_codes, num_mcus, old_interval, new_in
     """
     nonsense, stop = (0, 0), len(data) - 1
     old_last, new_last = np.zeros(4, np.int64), np.zeros(4, np.int64)  # of each component, the last DC coefficient
-    bits, unread, lent = (
-        0,
-        0,
-        0,
-    )  # the lowest `unread` are still to be read, of which `lent` are zeros after the end of the data
+    # The lowest `unread` bits are still to be read; the last `lent` of them are zeros, of after the end of the data.
+    bits, unread, lent = 0, 0, 0
     coded, unwritten, size = 0, 0, 0
     for mcu in range(1, num_mcus + 1):
         for block in range(len(blocks)):
