@@ -13,7 +13,9 @@ from numba import njit
 from trainers.jpeg import DHT, DRI, EOI, RST0, layout, segment
 
 _MOST_INTERVALS = 8
-"""In a row of MCUs: more would spare a crop little more, and each takes some bytes."""
+"""In a row of MCUs: more would spare a crop little more."""
+_LEAST_BYTES = 128
+"""Of an interval, on average: each takes four more."""
 _CATEGORIES = bytes(range(12))
 """How many bits the difference of two DC coefficients has (T.81, table F.1)."""
 _STANDARD = bytes([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]) + _CATEGORIES
@@ -22,19 +24,23 @@ _MOST_DC_BITS = 16 + 11
 
 
 def with_restarts(content: bytes) -> bytes:
-    """The JPEG with restart markers at the same places of every row of MCUs, up to eight in each.
+    """The JPEG with restart markers at the same places of every row of MCUs: up to eight, as many as divide it evenly.
 
     It has the same coefficients, so every decoder makes the same pixels of it, and whatever else the file holds. One that has
-    these markers, is progressive, or breaks off comes back as it is.
+    these markers, is progressive, for print or very small, breaks off, or tells where another image begins in the same file
+    (CIPA DC-007) comes back as it is.
     """
     found = layout(content)
-    if found is None:
+    if found is None or b"MPF\0" in content[: found.scan]:
         return content
     used = sorted({table for c in found.components for table in (c.dc_table, c.ac_table)})
     if not found.tables.keys() >= set(used):
         return content
     rows, columns = found.grid
-    interval = columns // max(count for count in range(1, _MOST_INTERVALS + 1) if columns % count == 0)
+    most = min(_MOST_INTERVALS, len(content) // (rows * _LEAST_BYTES))
+    if not most:
+        return content
+    interval = columns // max(count for count in range(1, most + 1) if columns % count == 0)
     if interval == found.interval:
         return content
     tables = {number: _with_all_categories(found.tables[number]) for number in used if number < 16}
@@ -116,7 +122,7 @@ def _recode(data, at, blocks, symbols, new_codes, num_mcus, old_interval, new_in
     first, and their new codes are at the same places of `new_codes`.
     """
     nonsense, stop = (0, 0), len(data) - 1
-    old_last, new_last = np.zeros(4, np.int64), np.zeros(4, np.int64)  # of each component, the last DC coefficient
+    old_last, new_last = np.zeros(3, np.int64), np.zeros(3, np.int64)  # of each component, the last DC coefficient
     # The lowest `unread` bits are still to be read; the last `lent` of them are zeros, of after the end of the data.
     bits, unread, lent = 0, 0, 0
     coded, unwritten, size = 0, 0, 0
@@ -171,7 +177,7 @@ def _recode(data, at, blocks, symbols, new_codes, num_mcus, old_interval, new_in
             if unread - lent >= 8:
                 return nonsense
             if mcu < num_mcus:
-                if at >= stop or data[at] != 0xFF or data[at + 1] & 0xF8 != RST0:
+                if at >= stop or data[at] != 0xFF or data[at + 1] != RST0 + (mcu // old_interval - 1) % 8:
                     return nonsense
                 at, unread, lent = at + 2, 0, 0
                 old_last[:] = 0

@@ -81,7 +81,8 @@ class Shard:
     kind = "samples"
 
     def settings(self) -> dict[str, Any]:
-        return {"shard": self.config.deciding(), "source": self.source.deciding() if self.source else None}
+        source = self.source.deciding() if self.source else None
+        return {"shard": self.config.deciding(), "source": source, "restart_markers": True}
 
     def make(self, work: Work) -> Made:
         source = self.source or ImagesConfig(path=digits.folder(work.inputs["images"]))

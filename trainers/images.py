@@ -15,7 +15,6 @@ from curation.errors import DataError
 from trainers.jpeg import part
 
 MAX_PIXELS = 100_000_000
-_FOR_PILLOW = ("CMYK", "YCCK")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
@@ -29,8 +28,8 @@ def size_of(content: bytes) -> tuple[int, int]:
     """Height and width, from the header alone. Raises DataError with a short reason if it cannot be read, or is too large."""
     if not content:
         raise DataError("empty file")
-    if is_jpeg(content):
-        return _jpeg_header(content)[:2]
+    if size := _turbo_size(content):
+        return size
     with _opened_by_pillow(content) as image:
         return image.height, image.width
 
@@ -49,9 +48,8 @@ def decode(content: bytes) -> np.ndarray:
     """Decode one image to (H, W, 3) uint8 RGB. Raises DataError with a short reason if it cannot be."""
     if not content:
         raise DataError("empty file")
-    if is_jpeg(content) and _jpeg_header(content)[2] not in _FOR_PILLOW:
-        return _decode_jpeg(content)
-    return _decode_with_pillow(content)
+    size = _turbo_size(content)
+    return _decode_jpeg(content, *size) if size else _decode_with_pillow(content)
 
 
 class Window(NamedTuple):
@@ -70,22 +68,26 @@ def decode_window(content: bytes, box: tuple[int, int, int, int], reduction: int
     """Decode at least `box` (top, left, height, width) of one image. Raises DataError with a short reason if it cannot be.
 
     A JPEG comes out `reduction` (1, 2, 4 or 8) times smaller, which skips most of the work after the entropy coding, and if
-    restart markers allow it without what is far from the box, which skips all work on that. Other formats come out whole.
+    restart markers allow it without what is far from the box, which skips all work on that, and damage to it is not told. Other
+    formats come out whole.
     """
-    if not is_jpeg(content) or _jpeg_header(content)[2] in _FOR_PILLOW:
+    size = _turbo_size(content)
+    if not size:
         return Window(decode(content), 0, 0, 1)
-    # Colours of a lower resolution are smoothed, which takes their neighbours; but not in an image of two columns of them.
+    # A decoder smooths colours of a lower resolution, which takes neighbours, unless it has no more than two columns of them.
     border = 4 * reduction
     top, left, height, width = box
     above, beside = min(top, border), min(left, border)
     found = part(content, (top - above, left - beside, above + height + border, beside + width + border))
-    least, top, left = found or (content, 0, 0)
-    return Window(_decode_jpeg(least, reduction, _room.pixels), top // reduction, left // reduction, reduction)
+    least, top, left, height, width = found or (content, 0, 0, *size)
+    pixels = _decode_jpeg(least, height, width, reduction, _room.pixels)
+    return Window(pixels, top // reduction, left // reduction, reduction)
 
 
-def _decode_jpeg(content: bytes | bytearray, reduction: int = 1, room: np.ndarray | None = None) -> np.ndarray:
+def _decode_jpeg(
+    content: bytes | bytearray, height: int, width: int, reduction: int = 1, room: np.ndarray | None = None
+) -> np.ndarray:
     """To (H, W, 3) uint8, in `room` if it is large enough."""
-    height, width, _ = _jpeg_header(content)
     # The decoder takes the smallest of its scales that gives at least these sides.
     least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
     if room is not None and 3 * height * width > room.nbytes:
@@ -96,14 +98,20 @@ def _decode_jpeg(content: bytes | bytearray, reduction: int = 1, room: np.ndarra
         raise DataError(f"corrupt JPEG: {error}") from None
 
 
-def _jpeg_header(content: bytes | bytearray) -> tuple[int, int, str]:
-    """Height, width and colour space."""
+def _turbo_size(content: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that libjpeg-turbo takes to RGB. None: it is for Pillow."""
+    if not is_jpeg(content):
+        return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
+    except KeyError:  # a sampling of colours that simplejpeg has no name for
+        return None
     except ValueError as error:
+        if "subsampling" in str(error):  # one that libjpeg-turbo has none for
+            return None
         raise DataError(f"corrupt JPEG: {error}") from None
     _check_size(height, width)
-    return height, width, colorspace
+    return None if colorspace in ("CMYK", "YCCK") else (height, width)
 
 
 def _check_size(height: int, width: int) -> None:

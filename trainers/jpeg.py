@@ -15,8 +15,10 @@ DHT, DRI, RST0, EOI = 0xC4, 0xDD, 0xD0, 0xD9
 _SOS = 0xDA
 _TABLES = (DHT, DRI, 0xDB, *range(0xE0, 0xF0), 0xFE)
 """May stand before the frame or the scan: tables, what applications and people have to say."""
-_MOST_COMPONENTS, _MOST_BLOCKS = 4, 4
-"""Of a scan; of a component in an MCU, in either direction."""
+_GRAY, _COLOUR = 1, 3
+"""Numbers of components."""
+_MOST_BLOCKS = 4
+"""Of a component in an MCU, in either direction."""
 _WORTH = 0.9
 """Of an image: a larger part takes longer to cut out of the file than it spares."""
 
@@ -67,9 +69,9 @@ class Layout:
 
 
 def layout(content: bytes) -> Layout | None:
-    """How a JPEG is laid out; None if it is progressive, has more than one scan, or makes no sense."""
+    """How a JPEG is laid out; None if it is progressive, is for print, has more than one scan, or makes no sense."""
     place, interval, tables = 2, 0, dict[int, bytes]()
-    height = width = frame = 0
+    height = width = num_components = frame = 0
     sampling = dict[int, tuple[int, int]]()
     try:
         while content[place] == 0xFF:
@@ -77,7 +79,8 @@ def layout(content: bytes) -> Layout | None:
             if kind in _SOF and not frame:
                 frame = place + 5
                 height, width = int.from_bytes(content[frame : frame + 2]), int.from_bytes(content[frame + 2 : frame + 4])
-                for at in range(frame + 5, frame + 5 + 3 * content[frame + 4], 3):
+                num_components = content[frame + 4]
+                for at in range(frame + 5, frame + 5 + 3 * num_components, 3):
                     sampling[content[at]] = content[at + 1] >> 4, content[at + 1] & 15
             elif kind == DHT:
                 at = place + 4
@@ -89,12 +92,12 @@ def layout(content: bytes) -> Layout | None:
                 interval = int.from_bytes(content[place + 4 : place + 6])
             elif kind == _SOS and frame:
                 # The blocks of a single component lie row by row, however it is said to be sampled (A.2.2).
-                single = len(sampling) == 1
+                single = num_components == _GRAY
                 components = tuple(
                     Component(*((1, 1) if single else sampling[content[at]]), content[at + 1] >> 4, 16 + (content[at + 1] & 15))
                     for at in range(place + 5, place + 5 + 2 * content[place + 4], 2)
                 )
-                sane = end <= len(content) and height and width and 0 < len(components) == len(sampling) <= _MOST_COMPONENTS
+                sane = end <= len(content) and height and width and len(components) == num_components in (_GRAY, _COLOUR)
                 if not sane or not all(0 < side <= _MOST_BLOCKS for c in components for side in (c.across, c.down)):
                     return None
                 return Layout(height, width, components, tables, interval, frame, place, end)
@@ -106,8 +109,18 @@ def layout(content: bytes) -> Layout | None:
     return None
 
 
-def part(content: bytes, box: tuple[int, int, int, int]) -> tuple[bytearray, int, int] | None:
-    """A JPEG of the least part of this one that has all of `box` (top, left, height, width), and its top and left in it.
+class Part(NamedTuple):
+    """A JPEG of a part of another one, and where it is in that, in pixels."""
+
+    content: bytearray
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def part(content: bytes, box: tuple[int, int, int, int]) -> Part | None:
+    """The least part of a JPEG that has all of `box` (top, left, height, width).
 
     It decodes to the same pixels but for two at its inner edges, perhaps: a decoder that smooths colours of a lower resolution
     looks at their neighbours. None if there are no restart markers at the same places of every row, or most would be left.
@@ -138,7 +151,7 @@ def part(content: bytes, box: tuple[int, int, int, int]) -> tuple[bytearray, int
     kinds = np.frombuffer(smaller, np.uint8)
     kinds[markers] = RST0 + np.arange(len(markers)) % 8
     kinds[-1] = EOI
-    return smaller, above * high, before * wide
+    return Part(smaller, above * high, before * wide, height, width)
 
 
 def _ends(content: bytes, begin: int, num_intervals: int) -> np.ndarray | None:

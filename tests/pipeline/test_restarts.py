@@ -1,4 +1,5 @@
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -7,12 +8,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from curation.errors import DataError
+from pipeline import restarts
 from pipeline.restarts import _STANDARD, _with_all_categories, with_restarts
 from trainers.images import decode
 from trainers.jpeg import layout, segment
 
 COLUMNS = {"4:4:4": 8, "4:2:2": 16, "4:2:0": 16, "gray": 8}
 """Pixels across an MCU."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_images_too() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restarts, "_LEAST_BYTES", 1)
+        yield
 
 
 def encode(height: int, width: int, kind: str = "4:2:0", *, smooth: bool = False, **options: object) -> bytes:
@@ -26,6 +35,19 @@ def encode(height: int, width: int, kind: str = "4:2:0", *, smooth: bool = False
         options["subsampling"] = kind
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def of_two_images() -> bytes:
+    first, second = (Image.open(io.BytesIO(encode(64, 64, quality=quality))) for quality in (90, 50))
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    return buffer.getvalue()
+
+
+def for_print() -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(encode(64, 64))).convert("CMYK").save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -99,6 +121,9 @@ def test_the_rest_of_the_file_stays() -> None:
         encode(64, 64)[:-20] + b"\xff\xd9",
         encode(64, 64).replace(b"\xff\xd9", b"\x00\x00\xff\xd9"),
         encode(64, 64, restart_marker_blocks=2).replace(b"\xff\xd1", b"\xff\xc1"),
+        encode(64, 64, restart_marker_blocks=2).replace(b"\xff\xd1", b"\xff\xd2"),
+        of_two_images(),
+        for_print(),
         encode(64, 64)[: layout(encode(64, 64)).data - 1],
         b"\xff\xd8",
         b"\xff\xd8\xff\xd9",
@@ -111,6 +136,9 @@ def test_the_rest_of_the_file_stays() -> None:
         "cut off",
         "too long",
         "a strange marker",
+        "out of turn",
+        "two images",
+        "for print",
         "no data",
         "nothing",
         "empty",
@@ -131,10 +159,24 @@ def test_coefficients_too_large_for_a_code_stay_as_they_are() -> None:
     assert with_restarts(content) == content
 
 
+def test_a_file_that_has_few_bytes_for_an_interval_gets_fewer_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts, "_LEAST_BYTES", 128)
+    flat, rough, fine = (
+        encode(256, 256, "4:4:4", smooth=smooth, quality=q) for smooth, q in ((True, 5), (False, 5), (False, 90))
+    )
+    assert with_restarts(flat) == flat
+    intervals = []
+    for content in (rough, fine):
+        marked = with_restarts(content)
+        assert len(marked) < 1.06 * len(content)
+        intervals.append(layout(marked).interval)
+    assert intervals == [32, 32 // 8]
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_damaged_files_keep_their_pixels_if_they_have_any(data: st.DataObject) -> None:
-    content = bytearray(encode(40, 50, optimize=True))
+    content = bytearray(encode(40, 50, optimize=True, restart_marker_blocks=data.draw(st.integers(0, 5))))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(2, len(content) - 1))] = data.draw(st.integers(0, 255))
     damaged = bytes(content[: data.draw(st.integers(2, len(content)))])

@@ -35,6 +35,23 @@ def test_a_window_that_is_not_kept_is_the_same(monkeypatch: pytest.MonkeyPatch, 
         assert np.array_equal(images.decode_window(content, (0, 0, 7, 9), 1).pixels, images.decode(content))
 
 
+@pytest.mark.parametrize("sampling", [(0x22, 0x11, 0x11), (0x14, 0x11, 0x11), (0x31, 0x11, 0x11), (0x11, 0x21, 0x11)])
+def test_every_sampling_of_colours_is_decoded(sampling: tuple[int, ...]) -> None:
+    """A single MCU, gray all over."""
+    content = bytearray(encode(np.full((8, 8, 3), 128, np.uint8), "JPEG", subsampling="4:4:4"))
+    frame, scan = content.index(b"\xff\xc0"), content.index(b"\xff\xda")
+    height, width = 8 * max(s & 15 for s in sampling), 8 * max(s >> 4 for s in sampling)
+    content[frame + 5 : frame + 9] = height.to_bytes(2) + width.to_bytes(2)
+    for component in range(3):
+        content[frame + 11 + 3 * component] = sampling[component]
+        content[scan + 6 + 2 * component] = 0
+    blocks = "001010" * sum((s & 15) * (s >> 4) for s in sampling)  # no difference, end of block (T.81, tables K.3 and K.5)
+    content = bytes(content[: scan + 14]) + int(blocks.ljust(64, "1"), 2).to_bytes(8) + b"\xff\xd9"
+    assert images.size_of(content) == (height, width)
+    assert np.array_equal(images.decode(content), np.full((height, width, 3), 128))
+    assert images.decode_window(content, (0, 0, 4, 4), 1).pixels.shape == (height, width, 3)
+
+
 def test_gray_palette_cmyk_and_sixteen_bits_become_rgb() -> None:
     gray = PIXELS[:, :, 0]
     assert np.array_equal(images.decode(encode(gray, "PNG")), np.repeat(gray[:, :, None], 3, 2))

@@ -41,6 +41,7 @@ def wanted(draw: st.DrawFn) -> tuple[str, tuple[int, int], int, tuple[int, int, 
 
 @settings(deadline=None)
 @example(("4:2:2", (1, 17), 2, (0, 0, 1, 5)), 4)
+@example(("4:2:0", (64, 20), 2, (0, 19, 9, 1)), 1)
 @given(wanted(), st.sampled_from([1, 2, 4, 8]))
 def test_a_window_has_the_pixels_of_the_whole_image(
     case: tuple[str, tuple[int, int], int, tuple[int, int, int, int]], reduction: int
