@@ -130,7 +130,7 @@ def _opened_by_pillow(content: bytes) -> Iterator[Image.Image]:
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen types on bad data
-        raise DataError(f"corrupt image: {type(error).__name__}") from None
+        raise DataError(f"corrupt {'JPEG' if is_jpeg(content) else 'image'}: {type(error).__name__}") from None
 
 
 def _decode_with_pillow(content: bytes) -> np.ndarray:

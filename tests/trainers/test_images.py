@@ -65,10 +65,19 @@ def test_gray_palette_cmyk_and_sixteen_bits_become_rgb() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"hello", b"\xff\xd8", encode(PIXELS, "JPEG")[:200], encode(PIXELS, "PNG")[:300], b"\x00" * 5000],
+    [
+        b"",
+        b"hello",
+        b"\xff\xd8",
+        b"\xff\xd8 no image",
+        encode(PIXELS, "JPEG")[:200],
+        encode(PIXELS, "PNG")[:300],
+        b"\x00" * 5000,
+    ],
 )
 def test_broken_bytes_give_a_reason(content: bytes) -> None:
-    with pytest.raises(DataError):
+    reason = "corrupt JPEG" if images.is_jpeg(content) else "corrupt image" if content else "empty file"
+    with pytest.raises(DataError, match=reason):
         images.decode(content)
 
 
