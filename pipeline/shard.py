@@ -82,6 +82,7 @@ class Shard:
 
     def settings(self) -> dict[str, Any]:
         source = self.source.deciding() if self.source else None
+        # Training lists say at which bytes samples lie: those of shards that were made without the markers are others.
         return {"shard": self.config.deciding(), "source": source, "restart_markers": True}
 
     def make(self, work: Work) -> Made:

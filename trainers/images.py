@@ -26,8 +26,6 @@ def is_jpeg(content: bytes) -> bool:
 
 def size_of(content: bytes) -> tuple[int, int]:
     """Height and width, from the header alone. Raises DataError with a short reason if it cannot be read, or is too large."""
-    if not content:
-        raise DataError("empty file")
     if size := _turbo_size(content):
         return size
     with _opened_by_pillow(content) as image:
@@ -46,8 +44,6 @@ _room = _Room()
 
 def decode(content: bytes) -> np.ndarray:
     """Decode one image to (H, W, 3) uint8 RGB. Raises DataError with a short reason if it cannot be."""
-    if not content:
-        raise DataError("empty file")
     size = _turbo_size(content)
     return _decode_jpeg(content, *size) if size else _decode_with_pillow(content)
 
@@ -73,7 +69,7 @@ def decode_window(content: bytes, box: tuple[int, int, int, int], reduction: int
     """
     size = _turbo_size(content)
     if not size:
-        return Window(decode(content), 0, 0, 1)
+        return Window(_decode_with_pillow(content), 0, 0, 1)
     # A decoder smooths colours of a lower resolution, which takes neighbours, unless it has no more than two columns of them.
     border = 4 * reduction
     top, left, height, width = box
@@ -99,7 +95,9 @@ def _decode_jpeg(
 
 
 def _turbo_size(content: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG that libjpeg-turbo takes to RGB. None: it is for Pillow."""
+    """Height and width of a JPEG that libjpeg-turbo takes to RGB. None: what else this may be, it is for Pillow."""
+    if not content:
+        raise DataError("empty file")
     if not is_jpeg(content):
         return None
     try:
