@@ -21,17 +21,17 @@ import harness
 import numpy as np
 from loader import samples_of
 
-from curation.distance import default_device
-from curation.kmeans import kmeans
-from curation.source import ArraySource
-from launch.config import load_run, recipes
+from curation.distance.nearest import default_device
+from curation.embeddings.source import ArraySource
+from curation.kmeans.lloyd import kmeans
+from launch.config.load import load_run, recipes
 from trainers.config import EvaluateConfig, PixelsConfig, TrainConfig
-from trainers.embed import embed, squares
-from trainers.encoders import Encoder, build_encoder
-from trainers.evaluate import knn_accuracy
-from trainers.probes import probe_accuracy
-from trainers.samples import SampleList
-from trainers.train import train
+from trainers.data.samples import SampleList
+from trainers.engine.train import train
+from trainers.evaluation.embed import embed, squares
+from trainers.evaluation.knn import knn_accuracy
+from trainers.evaluation.probes import probe_accuracy
+from trainers.models.encoders import Encoder, build_encoder
 
 UNTRAINED = {"pixels": None, "untrained": "simclr", "untrained-vit": "ibot"}
 METHODS = [name.removeprefix("small/") for name in recipes() if name.startswith("small/")]

@@ -47,9 +47,9 @@ def rows_of(case: Case, seed: int = 0) -> np.ndarray:
 
 def windrow(rows: np.ndarray, case: Case) -> tuple[Found, Found]:
     from curation.dedup.neighbours import find_visits, near_pairs
-    from curation.kmeans import kmeans
-    from curation.sampling import grouped
-    from curation.source import ArraySource
+    from curation.embeddings.source import ArraySource
+    from curation.kmeans.lloyd import kmeans
+    from curation.sampling.draw import grouped
 
     source, radius = ArraySource(rows), (2 - 2 * case.similarity) ** 0.5
     found = kmeans(source, case.num_clusters, stream=1)

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from kmeans import use_ssl_data_curation
 
-from curation.config import BalancedConfig
-from curation.hierarchy import hierarchical_kmeans
-from curation.kmeans import kmeans
-from curation.levels import ClusterHierarchy, Level
-from curation.quality import imbalance, total_variation_from_uniform
-from curation.selection import Pool
-from curation.selectors import select
-from curation.source import ArraySource
+from curation.embeddings.source import ArraySource
+from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.levels import ClusterHierarchy, Level
+from curation.kmeans.lloyd import kmeans
+from curation.measures.quality import imbalance, total_variation_from_uniform
+from curation.selectors.config import BalancedConfig
+from curation.selectors.select import select
+from curation.selectors.selection import Pool
 
 _RINGS = ((20_000, -2.2, 1), (200, 0, 1), (1000, 2.2, 1), (500, -1.2, 0.2), (8000, 1.2, 0.2))
 _SAMPLE = 1000

@@ -51,8 +51,8 @@ def rows_of(case: Case, *, components: int = 500, noise: float = 0.6, seed: int 
 
 
 def windrow(rows: np.ndarray, case: Case, seed: int, _: argparse.Namespace) -> Labelled:
-    from curation.kmeans import kmeans
-    from curation.source import ArraySource
+    from curation.embeddings.source import ArraySource
+    from curation.kmeans.lloyd import kmeans
 
     found = kmeans(ArraySource(rows), case.num_clusters, stream=seed, max_iterations=case.iterations)
     return found.centroids, found.assignment
@@ -217,8 +217,8 @@ Iterated = tuple[float, np.ndarray, np.ndarray]
 
 
 def windrow_iterations(rows: torch.Tensor, initial: torch.Tensor, num: int, _: argparse.Namespace) -> Iterated:
-    from curation.kmeans import Fit, kmeans_steps
-    from curation.source import ArraySource
+    from curation.embeddings.source import ArraySource
+    from curation.kmeans.lloyd import Fit, kmeans_steps
 
     source = ArraySource(rows.cpu().numpy(), block_rows=2**20)
     given = initial.cpu().numpy()

@@ -24,8 +24,8 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from trainers.loader import Loader
-from trainers.samples import SampleList
+from trainers.data.loader import Loader
+from trainers.data.samples import SampleList
 
 NUM_SHARDS, BATCH = 4, 64
 WARM_UP = 3
@@ -41,7 +41,7 @@ def shards_of(images: Path, *, marked: bool) -> list[Path]:
     Made once, as are the samples of other formats beside them.
     """
     if marked:
-        from pipeline.restarts import with_restarts
+        from trainers.data.restart_markers import with_restarts
     folder = Path(tempfile.gettempdir()) / f"windrow-loader-{images.stem}-{'marked' if marked else 'unmarked'}"
     if not folder.exists():
         with tarfile.open(images) as tar, tempfile.TemporaryDirectory(dir=folder.parent) as made:
@@ -80,8 +80,8 @@ def samples_of(shards: list[Path]) -> SampleList:
 
 
 def windrow(shards: list[Path], case: str, workers: int) -> Batches:
-    from trainers import views
     from trainers.config import ViewsConfig
+    from trainers.data import views
 
     config = ViewsConfig(num_local=8)
     if case == "rrc224":

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 import train_peers
 
-from pipeline.plan import encoder_cost
+from launch.plan import encoder_cost
 from trainers.config import TimmConfig, TrainableConfig, TrainConfig, ViewsConfig, VitConfig
-from trainers.engine import Engine
-from trainers.loader import Loader
-from trainers.method import Clock, Views
-from trainers.method_config import DinoConfig, Dinov2Config, IbotConfig, MethodConfig, SimclrConfig
+from trainers.data.loader import Loader
+from trainers.engine.step import Engine
+from trainers.methods.config import DinoConfig, Dinov2Config, IbotConfig, MethodConfig, SimclrConfig
+from trainers.methods.method import Clock, Views
 
 FIRST_STEP, STEPS_PER_EPOCH = 2000, 1000
 """Past the epoch in which prototypes are frozen."""
@@ -100,7 +100,7 @@ def synthetic(case: Case, device: torch.device, seed: int) -> list[torch.Tensor]
 
 
 def engine_of(case: Case, device: torch.device, seed: int, num_samples: int) -> Engine:
-    """Ours, as `trainers.train` makes it."""
+    """Ours, as `trainers.engine.train` makes it."""
     config = TrainConfig(method=case.method, encoder=case.encoder, views=case.views, global_batch_size=case.batch)
     engine = Engine(config, num_samples, seed=seed, device=device)
     engine.method.train()

@@ -88,8 +88,8 @@ def _limits() -> Iterator[Finding]:
 
 
 def _ray() -> Iterator[Finding]:
-    from pipeline.console import Console
-    from pipeline.runtime import Runtime
+    from pipeline.runtime.console import Console
+    from pipeline.runtime.ray_executor import Runtime
 
     where = os.environ.get("RAY_ADDRESS")
     try:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from curation.files import write_atomic
+from curation.base.files import write_atomic
 
 _LIBRARIES = ("torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pydantic", "simplejpeg")
 

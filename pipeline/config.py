@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from curation.config import ClusterConfig, Config, DedupConfig, SelectConfig
+from curation.base.config import Config
+from curation.dedup.config import DedupConfig
+from curation.kmeans.config import ClusterConfig
+from curation.selectors.config import SelectConfig
 from trainers.config import EncoderConfig, EvaluateConfig, PixelsConfig, TrainConfig
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.console import Console
-from pipeline.runtime import Runtime
+from pipeline.runtime.console import Console
+from pipeline.runtime.ray_executor import Runtime
 from tests.helpers import TINY, windrow, words, write_images
 
 

@@ -91,7 +91,7 @@ class Killable:
 
 
 # A process of its own has imported what ranks need, which takes seconds, and forks each of them.
-multiprocessing.set_forkserver_preload(["trainers.train"])
+multiprocessing.set_forkserver_preload(["trainers.engine.train"])
 
 
 def on_ranks(function: Callable[..., object], world_size: int, *args: object) -> None:

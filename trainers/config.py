@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from curation.config import Config
-from trainers.method_config import DinoConfig, IbotConfig, MethodConfig, WmseConfig
+from curation.base.config import Config
+from trainers.methods.config import DinoConfig, IbotConfig, MethodConfig, WmseConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curation.blocks import read_ahead, tensor
-from curation.distance import FullProducts, default_device
-from curation.sampling import grouped
-from curation.source import EmbeddingSource
+from curation.distance.nearest import FullProducts, default_device
+from curation.embeddings.blocks import read_ahead, tensor
+from curation.embeddings.source import EmbeddingSource
+from curation.sampling.draw import grouped
 
 _HELD = 2**26
 """Numbers of row data held at once."""

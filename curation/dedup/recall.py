@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from curation.blocks import read_ahead
 from curation.dedup.neighbours import Pairs
 from curation.dedup.rules import original_of
-from curation.distance import FullProducts, default_device, squared_distance
-from curation.source import EmbeddingSource
+from curation.distance.nearest import FullProducts, default_device, squared_distance
+from curation.embeddings.blocks import read_ahead
+from curation.embeddings.source import EmbeddingSource
 
 
 def brute_force(source: EmbeddingSource, rows: np.ndarray, radius: float, *, device: torch.device | None = None) -> Pairs:

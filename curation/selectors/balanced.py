@@ -5,12 +5,12 @@ Vo et al., "Automatic Data Curation for Self-Supervised Learning: A Clustering-B
 
 import numpy as np
 
-from curation import rng
-from curation.allocation import water_fill
-from curation.config import BalancedConfig
-from curation.levels import ClusterHierarchy
-from curation.sampling import Tickets, by_chance, by_distance, draw, grouped, sizes_of
-from curation.selection import Pool, Selection
+from curation.base import rng
+from curation.kmeans.levels import ClusterHierarchy
+from curation.sampling.allocation import water_fill
+from curation.sampling.draw import Tickets, by_chance, by_distance, draw, grouped, sizes_of
+from curation.selectors.config import BalancedConfig
+from curation.selectors.selection import Pool, Selection
 
 
 def select(config: BalancedConfig, pool: Pool, budget: int, *, stream: int) -> Selection:

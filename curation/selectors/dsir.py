@@ -12,8 +12,8 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from curation import rng
-from curation.errors import DataError
+from curation.base import rng
+from curation.base.errors import DataError
 
 BUCKETS = 10_000
 """What words and pairs of words are hashed into."""

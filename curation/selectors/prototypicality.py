@@ -6,8 +6,8 @@ self-supervised metric.
 
 import numpy as np
 
-from curation.config import PrototypicalityConfig
-from curation.selection import Pool, Selection
+from curation.selectors.config import PrototypicalityConfig
+from curation.selectors.selection import Pool, Selection
 
 
 def select(config: PrototypicalityConfig, pool: Pool, budget: int, *, stream: int) -> Selection:  # noqa: ARG001  as all are called

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from curation import rng
-from curation.config import RandomConfig
-from curation.selection import Pool, Selection
+from curation.base import rng
+from curation.selectors.config import RandomConfig
+from curation.selectors.selection import Pool, Selection
 
 
 def select(config: RandomConfig, pool: Pool, budget: int, *, stream: int) -> Selection:  # noqa: ARG001  as all selectors are called

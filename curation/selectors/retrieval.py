@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curation.allocation import apportion
-from curation.blocks import tensor
-from curation.config import RetrievalConfig
-from curation.distance import NearestCentroid, default_device
-from curation.errors import DataError
-from curation.exact import for_products
-from curation.sampling import by_chance, draw, sizes_of
-from curation.selection import Pool, Selection
-from curation.source import EmbeddingSource
+from curation.base.errors import DataError
+from curation.distance.exact import for_products
+from curation.distance.nearest import NearestCentroid, default_device
+from curation.embeddings.blocks import tensor
+from curation.embeddings.source import EmbeddingSource
+from curation.sampling.allocation import apportion
+from curation.sampling.draw import by_chance, draw, sizes_of
+from curation.selectors.config import RetrievalConfig
+from curation.selectors.selection import Pool, Selection
 
 _HELD = 2**22
 """Distances held at once."""

@@ -5,8 +5,8 @@ Okanovic et al., "Repeated Random Sampling for Minimizing the Time-to-Accuracy o
 
 from dataclasses import replace
 
-from curation.config import Rs2Config
-from curation.selection import Pool, Selection
+from curation.selectors.config import Rs2Config
+from curation.selectors.selection import Pool, Selection
 
 
 def select(config: Rs2Config, pool: Pool, budget: int, *, stream: int) -> Selection:  # noqa: ARG001  as all selectors are called

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curation.allocation import apportion
-from curation.config import SasConfig
-from curation.distance import default_device
-from curation.errors import ConfigError
-from curation.exact import Grid, for_products
-from curation.selection import Pool, Selection
-from curation.source import groups_of
+from curation.base.errors import ConfigError
+from curation.distance.exact import Grid, for_products
+from curation.distance.nearest import default_device
+from curation.embeddings.source import groups_of
+from curation.sampling.allocation import apportion
+from curation.selectors.config import SasConfig
+from curation.selectors.selection import Pool, Selection
 
 _HELD = 2**25
 """Similarities held at once."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from curation import rng
-from curation.config import SensitivityConfig
-from curation.errors import DataError
-from curation.levels import Level
-from curation.sampling import by_distance, draw
-from curation.selection import Pool, Selection
+from curation.base import rng
+from curation.base.errors import DataError
+from curation.kmeans.levels import Level
+from curation.sampling.draw import by_distance, draw
+from curation.selectors.config import SensitivityConfig
+from curation.selectors.selection import Pool, Selection
 
 
 def select(config: SensitivityConfig, pool: Pool, budget: int, *, stream: int) -> Selection:

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curation import rng
-from curation.allocation import water_fill
-from curation.config import TypicalityConfig
-from curation.distance import default_device
-from curation.exact import for_products
-from curation.sampling import by_distance, draw, sizes_of
-from curation.selection import Pool, Selection
-from curation.source import groups_of
+from curation.base import rng
+from curation.distance.exact import for_products
+from curation.distance.nearest import default_device
+from curation.embeddings.source import groups_of
+from curation.sampling.allocation import water_fill
+from curation.sampling.draw import by_distance, draw, sizes_of
+from curation.selectors.config import TypicalityConfig
+from curation.selectors.selection import Pool, Selection
 
 _TILE = 2048
 

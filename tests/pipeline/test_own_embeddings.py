@@ -9,13 +9,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from curation.config import BalancedConfig, ClusterConfig, DedupConfig
-from curation.errors import ConfigError, DataError, StaleArtifactError
-from pipeline.cluster import Cluster
-from pipeline.dedup import Dedup
-from pipeline.runtime import Runtime
-from pipeline.select import Select
-from pipeline.stage import run_stage
+from curation.base.errors import ConfigError, DataError, StaleArtifactError
+from curation.dedup.config import DedupConfig
+from curation.kmeans.config import ClusterConfig
+from curation.selectors.config import BalancedConfig
+from pipeline.runtime.ray_executor import Runtime
+from pipeline.stages.cluster import Cluster
+from pipeline.stages.dedup import Dedup
+from pipeline.stages.select import Select
+from pipeline.stages.stage import run_stage
 from tests.helpers import windrow
 
 pytestmark = pytest.mark.xdist_group("stages")

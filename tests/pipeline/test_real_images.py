@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import Manifest
-from pipeline.restarts import with_restarts
-from pipeline.shard import read_index
+from pipeline.artifacts.manifest import Manifest
+from pipeline.stages.shard import read_index
 from tests.helpers import SHARED_DATA, windrow
-from trainers.images import decode, decode_window
-from trainers.samples import PLACE, SampleList, ShardReader
+from trainers.data.decoding import decode, decode_window
+from trainers.data.restart_markers import with_restarts
+from trainers.data.samples import PLACE, SampleList, ShardReader
 
 
 def needs(name: str) -> pytest.MarkDecorator:

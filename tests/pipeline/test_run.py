@@ -20,9 +20,9 @@ import webdataset
 from safetensors.torch import load_file
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
-from launch.config import load_run
-from pipeline.artifacts import Manifest, Part
-from pipeline.rounds import steps
+from launch.config.load import load_run
+from pipeline.artifacts.manifest import Manifest, Part
+from pipeline.rounds.graph import steps
 from tests.conftest import FinishedRun
 from tests.helpers import TINY, WINDROW, Killable, windrow, words
 
@@ -232,7 +232,7 @@ def test_stages_refuse_what_is_not_theirs(tiny_run: FinishedRun, tmp_path: Path)
 
 
 def test_two_writers_do_not_meet(tiny_run: FinishedRun, tmp_path: Path) -> None:
-    from pipeline.lock import locked
+    from pipeline.storage.lease import locked
 
     with locked(tmp_path / "run"):
         second = windrow("run", str(tiny_run.config), f"run_dir={tmp_path}/run", *words(TINY))

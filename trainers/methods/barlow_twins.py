@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from trainers.distributed import GlobalBatchNorm, sum_with_gradient, world_size
-from trainers.heads import Network, mlp, width
-from trainers.method import Clock, Method, StepOutput, Views
-from trainers.method_config import BarlowTwinsConfig
+from trainers.engine.parallel import GlobalBatchNorm, sum_with_gradient, world_size
+from trainers.methods.config import BarlowTwinsConfig
+from trainers.methods.method import Clock, Method, StepOutput, Views
+from trainers.models.heads import Network, mlp, width
 
 
 class BarlowTwins(Method):

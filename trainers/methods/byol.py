@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.heads import Network, mlp, width
-from trainers.method import Clock, StepOutput, TaughtMethod, Views, copy_of
-from trainers.method_config import ByolConfig
+from trainers.methods.config import ByolConfig
+from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of
+from trainers.models.heads import Network, mlp, width
 
 
 class Byol(TaughtMethod):

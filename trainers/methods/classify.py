@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.heads import Network, width
-from trainers.method import Clock, Method, StepOutput, Views
-from trainers.method_config import ClassifyConfig
+from trainers.methods.config import ClassifyConfig
+from trainers.methods.method import Clock, Method, StepOutput, Views
+from trainers.models.heads import Network, width
 
 
 class Classify(Method):

@@ -10,14 +10,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curation import rng
-from curation.collectives import Alone, TorchCollectives
-from curation.kmeans import kmeans
-from curation.source import ArraySource
-from trainers.distributed import gather
-from trainers.heads import Network, mlp, width
-from trainers.method import Clock, Method, StepOutput, Views
-from trainers.method_config import DeepClusterConfig
+from curation.base import rng
+from curation.base.collectives import Alone, TorchCollectives
+from curation.embeddings.source import ArraySource
+from curation.kmeans.lloyd import kmeans
+from trainers.engine.parallel import gather
+from trainers.methods.config import DeepClusterConfig
+from trainers.methods.method import Clock, Method, StepOutput, Views
+from trainers.models.heads import Network, mlp, width
 
 
 class DeepCluster(Method):

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.distributed import sum_over_ranks, world_size
-from trainers.heads import NestedPrototypes, Network, dino_projector, nested_projector
-from trainers.losses import swapped_cross_entropy, use_of_prototypes
-from trainers.method import Clock, StepOutput, TaughtMethod, Views, copy_of, follow
-from trainers.method_config import DinoConfig
-from trainers.schedules import linear
-from trainers.sinkhorn import sinkhorn
+from trainers.engine.parallel import sum_over_ranks, world_size
+from trainers.engine.schedules import linear
+from trainers.methods.config import DinoConfig
+from trainers.methods.losses import swapped_cross_entropy, use_of_prototypes
+from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of, follow
+from trainers.methods.sinkhorn import sinkhorn
+from trainers.models.heads import NestedPrototypes, Network, dino_projector, nested_projector
 
 
 class Dino(TaughtMethod):

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curation import rng
-from trainers.distributed import sum_over_ranks
-from trainers.heads import MaskedNetwork
-from trainers.losses import masked_cross_entropy
-from trainers.masks import Mask, block_mask
-from trainers.method import Clock, StepOutput, Views, follow
-from trainers.method_config import IbotConfig
+from curation.base import rng
+from trainers.engine.parallel import sum_over_ranks
+from trainers.methods.config import IbotConfig
 from trainers.methods.dino import Dino
-from trainers.vit import VisionTransformer
+from trainers.methods.losses import masked_cross_entropy
+from trainers.methods.method import Clock, StepOutput, Views, follow
+from trainers.models.heads import MaskedNetwork
+from trainers.models.masks import Mask, block_mask
+from trainers.models.vit import VisionTransformer
 
 
 class Ibot(Dino):

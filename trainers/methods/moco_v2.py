@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.distributed import gather
-from trainers.heads import Network, width
-from trainers.method import Clock, StepOutput, TaughtMethod, Views, copy_of
-from trainers.method_config import MocoV2Config
-from trainers.queue import Queue
+from trainers.engine.parallel import gather
+from trainers.methods.config import MocoV2Config
+from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of
+from trainers.methods.queue import Queue
+from trainers.models.heads import Network, width
 
 
 class MocoV2(TaughtMethod):

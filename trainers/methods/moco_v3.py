@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.distributed import gather, gathered_rows
-from trainers.heads import Network, mlp, width
-from trainers.method import Clock, StepOutput, TaughtMethod, Views, copy_of
-from trainers.method_config import MocoV3Config
+from trainers.engine.parallel import gather, gathered_rows
+from trainers.methods.config import MocoV3Config
+from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of
+from trainers.models.heads import Network, mlp, width
 
 
 class MocoV3(TaughtMethod):

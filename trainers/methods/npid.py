@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curation import rng
-from trainers.distributed import gather, gathered_rows, sum_over_ranks, world_size
-from trainers.heads import Network, width
-from trainers.method import Clock, Method, StepOutput, Views
-from trainers.method_config import NpidConfig
+from curation.base import rng
+from trainers.engine.parallel import gather, gathered_rows, sum_over_ranks, world_size
+from trainers.methods.config import NpidConfig
+from trainers.methods.method import Clock, Method, StepOutput, Views
+from trainers.models.heads import Network, width
 
 
 class Npid(Method):

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.distributed import gather, gathered_rows
-from trainers.heads import Network, mlp, width
-from trainers.losses import multi_positive_cross_entropy
-from trainers.method import Clock, Method, StepOutput, Views
-from trainers.method_config import SimclrConfig
+from trainers.engine.parallel import gather, gathered_rows
+from trainers.methods.config import SimclrConfig
+from trainers.methods.losses import multi_positive_cross_entropy
+from trainers.methods.method import Clock, Method, StepOutput, Views
+from trainers.models.heads import Network, mlp, width
 
 
 class Simclr(Method):

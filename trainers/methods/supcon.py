@@ -5,8 +5,8 @@ Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020. Samples without 
 
 from torch import Tensor
 
-from trainers.distributed import gather
-from trainers.method import Views
+from trainers.engine.parallel import gather
+from trainers.methods.method import Views
 from trainers.methods.simclr import Simclr
 
 

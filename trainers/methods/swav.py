@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.distributed import gather, rank, world_size
-from trainers.heads import NestedPrototypes, Network, mlp, nested_projector
-from trainers.losses import swapped_cross_entropy, use_of_prototypes
-from trainers.method import Clock, Method, StepOutput, Views
-from trainers.method_config import SwavConfig
-from trainers.queue import Queue
-from trainers.sinkhorn import sinkhorn
+from trainers.engine.parallel import gather, rank, world_size
+from trainers.methods.config import SwavConfig
+from trainers.methods.losses import swapped_cross_entropy, use_of_prototypes
+from trainers.methods.method import Clock, Method, StepOutput, Views
+from trainers.methods.queue import Queue
+from trainers.methods.sinkhorn import sinkhorn
+from trainers.models.heads import NestedPrototypes, Network, mlp, nested_projector
 
 
 class Swav(Method):

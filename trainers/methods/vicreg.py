@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.distributed import gather
-from trainers.heads import Network, mlp, width
-from trainers.method import Clock, Method, StepOutput, Views
-from trainers.method_config import VicregConfig
+from trainers.engine.parallel import gather
+from trainers.methods.config import VicregConfig
+from trainers.methods.method import Clock, Method, StepOutput, Views
+from trainers.models.heads import Network, mlp, width
 
 
 class Vicreg(Method):

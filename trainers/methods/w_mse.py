@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curation import rng
-from trainers import memory
-from trainers.distributed import gather
-from trainers.heads import Network, mlp, width
-from trainers.method import Clock, Method, StepOutput, Views
-from trainers.method_config import WmseConfig
+from curation.base import rng
+from trainers.data import device as memory
+from trainers.engine.parallel import gather
+from trainers.methods.config import WmseConfig
+from trainers.methods.method import Clock, Method, StepOutput, Views
+from trainers.models.heads import Network, mlp, width
 
 _EPSILON = 1e-3
 """Of the identity, mixed into a covariance."""

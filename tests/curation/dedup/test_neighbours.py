@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from curation.dedup import neighbours
 from curation.dedup.neighbours import Pairs, find_visits, near_pairs
-from curation.hierarchy import hierarchical_kmeans
-from curation.levels import Level
-from curation.sampling import grouped
-from curation.source import ArraySource
+from curation.embeddings.source import ArraySource
+from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.levels import Level
+from curation.sampling.draw import grouped
 
 
 def clustered(rows: np.ndarray, num: int) -> Level:

@@ -2,7 +2,7 @@ import numpy as np
 
 from curation.dedup.neighbours import Pairs
 from curation.dedup.recall import brute_force, covered
-from curation.source import ArraySource
+from curation.embeddings.source import ArraySource
 
 
 def rows_with_copies() -> np.ndarray:

@@ -8,11 +8,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.hierarchy import hierarchical_kmeans
-from curation.levels import ClusterHierarchy, Level
-from curation.selection import Pool
-from curation.selectors import select
-from curation.source import ArraySource
+from curation.embeddings.source import ArraySource
+from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.levels import ClusterHierarchy, Level
+from curation.selectors.select import select
+from curation.selectors.selection import Pool
 
 
 def clustered(rows: np.ndarray, levels: Sequence[int]) -> ClusterHierarchy:

@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from curation import rng, sampling
-from curation.config import BalancedConfig, RandomConfig, Rs2Config, SensitivityConfig
-from curation.errors import ConfigError
-from curation.levels import ClusterHierarchy
-from curation.selection import Pool, Selection
-from curation.selectors import select
+from curation.base import rng
+from curation.base.errors import ConfigError
+from curation.kmeans.levels import ClusterHierarchy
+from curation.sampling import draw as sampling
+from curation.selectors.config import BalancedConfig, RandomConfig, Rs2Config, SensitivityConfig
+from curation.selectors.select import select
+from curation.selectors.selection import Pool, Selection
 from tests.curation.selectors.helpers import clustered, hierarchy
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import rng
-from curation.errors import DataError
-from curation.selectors import dsir
+from curation.base import rng
+from curation.base.errors import DataError
 from curation.selectors.dsir import BUCKETS, buckets, log_ratio, ngram_counts, select
+from curation.selectors.select import dsir
 
 WORDS = st.lists(st.sampled_from(["red", "Green", "blue", "sky", "sea", "."]), max_size=8).map(" ".join)
 

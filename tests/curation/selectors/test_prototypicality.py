@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from curation.config import PrototypicalityConfig
-from curation.selection import Pool
-from curation.selectors import select
+from curation.selectors.config import PrototypicalityConfig
+from curation.selectors.select import select
+from curation.selectors.selection import Pool
 from tests.curation.selectors.helpers import check_promises, hierarchy, one_cluster, promises
 
 

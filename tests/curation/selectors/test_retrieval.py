@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.config import RetrievalConfig
-from curation.errors import ConfigError, DataError
-from curation.selection import Pool, Selection
-from curation.selectors import retrieval, select
-from curation.source import ArraySource
+from curation.base.errors import ConfigError, DataError
+from curation.embeddings.source import ArraySource
+from curation.selectors.config import RetrievalConfig
+from curation.selectors.select import retrieval, select
+from curation.selectors.selection import Pool, Selection
 from tests.curation.selectors.helpers import check_promises, one_cluster, promises, some_pool
 
 

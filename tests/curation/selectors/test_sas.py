@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.config import SasConfig
-from curation.errors import ConfigError
-from curation.selection import Pool
-from curation.selectors import sas, select
+from curation.base.errors import ConfigError
+from curation.embeddings.source import ArraySource
+from curation.selectors.config import SasConfig
 from curation.selectors.sas import greedy
-from curation.source import ArraySource
+from curation.selectors.select import sas, select
+from curation.selectors.selection import Pool
 from tests.curation.selectors.helpers import check_promises, hierarchy, promises, some_pool
 
 

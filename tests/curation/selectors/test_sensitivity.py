@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import rng
-from curation.config import SensitivityConfig
-from curation.errors import DataError
-from curation.selection import Pool
-from curation.selectors import select
+from curation.base import rng
+from curation.base.errors import DataError
+from curation.selectors.config import SensitivityConfig
+from curation.selectors.select import select
+from curation.selectors.selection import Pool
 from curation.selectors.sensitivity import chances, fixed_size
 from tests.curation.selectors.helpers import check_promises, hierarchy, promises
 

@@ -4,13 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import source
-from curation.config import TypicalityConfig
-from curation.errors import ConfigError
-from curation.selection import Pool
-from curation.selectors import select, typicality
+from curation.base.errors import ConfigError
+from curation.embeddings import source
+from curation.embeddings.source import ArraySource
+from curation.selectors.config import TypicalityConfig
+from curation.selectors.select import select, typicality
+from curation.selectors.selection import Pool
 from curation.selectors.typicality import neighbour_distance
-from curation.source import ArraySource
 from tests.curation.selectors.helpers import check_promises, hierarchy, one_cluster, promises, some_pool
 
 

@@ -1,0 +1,1 @@
+"""What every package uses: errors, whole files, random numbers by key, configuration."""

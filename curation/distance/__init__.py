@@ -1,0 +1,1 @@
+"""Nearest centroids: the products, the kernels, and the check that makes labels exact."""

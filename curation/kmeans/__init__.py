@@ -1,0 +1,1 @@
+"""Hierarchical k-means: seeding, Lloyd's iterations, levels of clusters."""

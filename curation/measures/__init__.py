@@ -1,0 +1,1 @@
+"""What a clustering, a selection or a set of features is worth."""

@@ -1,0 +1,1 @@
+"""Exact budgets over groups, and drawing rows by them."""

@@ -1,0 +1,1 @@
+"""From a YAML file and `key=value` words to a checked configuration."""

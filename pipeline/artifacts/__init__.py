@@ -1,0 +1,1 @@
+"""What stages leave behind: a typed reader and writer for each noun."""

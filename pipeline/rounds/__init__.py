@@ -1,0 +1,1 @@
+"""The loop: which stages a run has, and running them."""

@@ -1,0 +1,1 @@
+"""Where raw samples come from: one file a kind of source."""

@@ -1,0 +1,51 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from curation.base.errors import DataError
+from pipeline.artifacts.manifest import Manifest, fingerprint, read_kind
+from pipeline.config import EmbedConfig
+from pipeline.stages.embed import Embed
+from pipeline.stages.train import Train
+from trainers.config import EvaluateConfig, TimmConfig, TrainConfig
+
+
+def fingerprints(weights: Path) -> list[str]:
+    encoder = TimmConfig(weights=weights)
+    train = Train(TrainConfig(encoder=encoder), 0, EvaluateConfig())
+    embed = Embed(EmbedConfig(encoder=encoder), 0, has_encoder=False)
+    return [fingerprint(stage.kind, stage.settings(), {}) for stage in (train, embed)]
+
+
+def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
+    first, copy = tmp_path / "a.safetensors", tmp_path / "elsewhere" / "b.safetensors"
+    first.write_bytes(b"one")
+    copy.parent.mkdir()
+    copy.write_bytes(b"one")
+    os.utime(copy, (1, 1))
+    known = fingerprints(first)
+    assert fingerprints(copy) == known
+    first.write_bytes(b"two")
+    os.utime(first, (1, 1))
+    assert not set(fingerprints(first)) & set(known)
+    first.unlink()
+    with pytest.raises(DataError, match=r"a\.safetensors cannot be read: No such file"):
+        fingerprints(first)
+
+
+def test_an_artifact_of_another_version_is_refused(tmp_path: Path) -> None:
+    made = Manifest(kind="samples", fingerprint="", settings={}, parents={})
+    made.write(tmp_path)
+    assert read_kind(tmp_path, "samples") == made
+    made.model_copy(update={"schema_version": 1}).write(tmp_path)
+    with pytest.raises(DataError, match=r"in format 1 of artifacts, this version of windrow in 2\. Run the stage"):
+        read_kind(tmp_path, "samples")
+
+
+def test_evaluating_on_the_way_is_no_other_training() -> None:
+    plain, evaluated = (
+        Train(TrainConfig(evaluate_every=every, tensorboard=bool(every)), 0, EvaluateConfig(neighbours=k))
+        for every, k in ((None, (3,)), (1.0, (5,)))
+    )
+    assert plain.settings() == evaluated.settings()

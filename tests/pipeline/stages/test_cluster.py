@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from curation.embeddings.source import ArraySource
+from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.levels import Level
+from curation.measures.quality import silhouette
+from pipeline.stages import cluster
+from pipeline.stages.cluster import silhouettes
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    draws = np.random.default_rng(0)
+    return (draws.integers(0, 4, (200, 1)) + 0.2 * draws.standard_normal((200, 3))).astype(np.float32)
+
+
+@pytest.fixture
+def levels(rows: np.ndarray) -> list[Level]:
+    events = hierarchical_kmeans(ArraySource(rows), [30, 4], stream=1, resampling_steps=0)
+    return [event for event in events if isinstance(event, Level)]
+
+
+def test_silhouettes_are_of_the_rows_at_every_level(rows: np.ndarray, levels: list[Level]) -> None:
+    fine = levels[0].assignment
+    expected = [silhouette(rows, labels) for labels in (fine, levels[1].assignment[fine])]
+    assert silhouettes(ArraySource(rows), levels, stream=1) == pytest.approx(expected, abs=1e-6)
+    assert expected[0] != pytest.approx(expected[1], abs=1e-3)
+
+
+def test_a_sample_too_small_for_so_many_clusters_says_nothing(
+    rows: np.ndarray, levels: list[Level], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_SILHOUETTE_ROWS", 59)
+    whole = silhouettes(ArraySource(rows), levels, stream=1)
+    assert whole[0] is None
+    assert whole[1] == pytest.approx(silhouette(rows, levels[1].assignment[levels[0].assignment]), abs=0.1)
+    assert silhouettes(ArraySource(rows), levels, stream=2) != whole

@@ -1,0 +1,1 @@
+"""From shards to views: order, reading, decoding, cropping, colour."""

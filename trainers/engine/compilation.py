@@ -1,0 +1,52 @@
+"""Which parts of a network torch.compile is given."""
+
+from collections.abc import Iterator
+
+import torch
+import torch._dynamo
+from torch import nn
+
+from curation.base.errors import ConfigError
+from trainers.config import TrainConfig
+from trainers.engine.parallel import GlobalBatchNorm
+from trainers.methods.method import Method
+
+_GRAPHS = 8
+"""Of one region: student and teacher, with and without gradients, at two resolutions."""
+
+
+def compile_backbones(method: Method, config: TrainConfig) -> None:
+    """Compile the student's and the teacher's backbone, region by region, after `parallelise`.
+
+    A region is a block of `backbone.blocks`, or a whole backbone without such blocks. It is its `forward` that is compiled, not
+    the module: parameters keep their names, and the hooks by which FSDP gathers weights stay outside of the graph. Shapes
+    are static, so that a graph is made for every set of shapes. Blocks that differ in their weights alone share graphs.
+
+    Left as they are: regions with a batch norm that speaks to other ranks, and whole backbones that recompute activations
+    inside. Raises ConfigError if there is nothing else and `config` asks for it.
+    """
+    networks = [network for network in (method.student, getattr(method, "teacher", None)) if network is not None]
+    regions = [
+        region
+        for network in networks
+        for region in _regions(network.backbone, config.checkpoint_activations)
+        if not any(isinstance(module, GlobalBatchNorm) for module in region.modules())
+    ]
+    if config.compile and not regions:
+        raise ConfigError(
+            f"train.compile finds nothing to compile in a {type(method.student.backbone).__name__} whose batch norms work over "
+            "several ranks, or which recomputes activations. Leave it out, or set train.ranks=1 and no checkpoint_activations."
+        )
+    # Past the limit torch would go on without compiling. With stochastic depth every block has shapes of its own.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _GRAPHS * len(regions))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _GRAPHS * len(regions))
+    for region in regions:
+        region.forward = torch.compile(region.forward, dynamic=False)  # type: ignore[method-assign]
+
+
+def _regions(backbone: nn.Module, recomputes: bool) -> Iterator[nn.Module]:
+    if hasattr(backbone, "blocks"):
+        yield from backbone.blocks  # type: ignore[misc]
+    elif not recomputes:
+        yield backbone

@@ -1,0 +1,1 @@
+"""What frozen features are worth: nearest neighbours, probes, and measures without labels."""
