@@ -88,14 +88,15 @@ def _limits() -> Iterator[Finding]:
 
 
 def _ray() -> Iterator[Finding]:
+    from pipeline.runtime.config import Resources
     from pipeline.runtime.console import Console
-    from pipeline.runtime.ray_executor import Runtime
+    from pipeline.runtime.ray_executor import RayExecutor
 
     where = os.environ.get("RAY_ADDRESS")
     try:
-        with Runtime(Console(quiet=True)) as runtime:
-            found = runtime.resources()
+        with RayExecutor(Console(quiet=True)) as executor:
+            cpus, gpus = executor.num_cpus(), executor.num_gpus(Resources())
         place = f"the Ray cluster at {where}" if where else "Ray starts on this machine"
-        yield GOOD, f"{place}: {found.get('CPU', 0):.0f} CPUs, {found.get('GPU', 0):.0f} GPUs"
+        yield GOOD, f"{place}: {cpus} CPUs, {gpus} GPUs"
     except Exception as error:
         yield BAD, f"Ray does not start: {error}"

@@ -1,60 +1,21 @@
-"""What a user may set about a run."""
+"""Settings of a run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from curation.base.config import Config
+from curation.base.merge import merge
 from curation.dedup.config import DedupConfig
 from curation.kmeans.config import ClusterConfig
+from curation.labelers.config import ClustersLabelerConfig, LabelConfig
 from curation.selectors.config import SelectConfig
-from trainers.config import EncoderConfig, EvaluateConfig, PixelsConfig, TrainConfig
-
-
-class ImagesConfig(Config):
-    """Images of one's own: a folder tree, a tar, or a folder of tars (plain, gzip or zstd)."""
-
-    type: Literal["images"] = "images"
-    path: Path
-    """Top-level folders named train and test (or val) become splits; the folder an image lies in becomes its label,
-    which only evaluation reads."""
-    long_tail: float = Field(default=1, ge=1)
-    """For experiments: thin the classes of the training split out by Zipf's law until the first has so many times more
-    images than the last. 1 keeps everything."""
-
-
-class DigitsConfig(Config):
-    """Scikit-learn's 1,797 handwritten digits, made long-tailed, with broken and duplicate files among them."""
-
-    type: Literal["digits"] = "digits"
-    long_tail: float = Field(default=15, ge=1)
-    """How many times more images the most frequent digit has than the rarest."""
-
-
-SourceConfig = Annotated[ImagesConfig | DigitsConfig, Field(discriminator="type")]
-
-
-class ShardConfig(Config):
-    """WebDataset tars, and the index of the samples in them."""
-
-    operational = frozenset({"max_rejected_fraction"})
-
-    samples_per_shard: int = Field(default=5000, ge=1)
-    min_side: int = Field(default=16, ge=1)
-    """Images with a shorter side are set aside, in pixels."""
-    max_rejected_fraction: float = Field(default=0.2, ge=0, le=1)
-    """Stop if more than this share of the files is unreadable or too small; exact duplicates do not count."""
-
-
-class EmbedConfig(Config):
-    """Features of the pool. From the second round on the last round's checkpoint is the encoder."""
-
-    operational = frozenset({"batch_size"})
-
-    encoder: EncoderConfig = PixelsConfig()
-    """The encoder of the first round."""
-    batch_size: int = Field(default=256, ge=1)
+from pipeline.rounds.config import CurateConfig, RoundConfig
+from pipeline.runtime.config import Resources
+from pipeline.sources.config import SourceConfig
+from pipeline.stages.config import EmbedConfig, ShardConfig
+from trainers.config import EvaluateConfig, TrainConfig
 
 
 class RunConfig(Config):
@@ -63,13 +24,44 @@ class RunConfig(Config):
     run_dir: Path
     """Everything the run writes. The same command on the same directory continues it."""
     seed: int = Field(default=0, ge=0)
-    rounds: int = Field(default=2, ge=1)
+    rounds: Annotated[int, Field(ge=1)] | Annotated[tuple[RoundConfig, ...], Field(min_length=1)] = 2
+    """A list of rounds, each with its type and what differs in it from the sections below; or a number of curation rounds."""
     source: SourceConfig
     shard: ShardConfig = ShardConfig()
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
     dedup: DedupConfig | None = None
     """Leave near-duplicates out before selecting; without this section nothing is left out."""
+    label: LabelConfig = ClustersLabelerConfig()
     select: SelectConfig
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    resources: dict[str, Resources] = Field(default_factory=dict)
+    """What stages may use, by the name of the stage, such as `embed: {gpus: 8}`; without an entry all of the cluster."""
+
+    @property
+    def round_list(self) -> tuple[RoundConfig, ...]:
+        """The rounds, one by one."""
+        return self.rounds if isinstance(self.rounds, tuple) else (CurateConfig(),) * self.rounds
+
+    def for_round(self, number: int) -> "RunConfig":
+        """The settings of one round: those of the run with what the round overrides."""
+        overrides = self.round_list[number].overrides()
+        if not overrides:
+            return self
+        settings = self.model_dump(mode="json", exclude_unset=True) | {"rounds": 1}
+        return RunConfig.model_validate(merge(RunConfig, settings, overrides))
+
+    @model_validator(mode="after")
+    def _rounds_are_valid(self) -> "RunConfig":
+        problems = []
+        for number in range(len(self.round_list)):
+            try:
+                self.for_round(number)
+            except ValidationError as error:
+                for problem in error.errors(include_url=False):
+                    place = ".".join(str(part) for part in (number, *problem["loc"]))
+                    problems.append(f"rounds.{place}: {problem['msg'].removeprefix('Value error, ')}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -13,11 +13,10 @@ class Config(BaseModel):
     operational: ClassVar[frozenset[str]] = frozenset()
     """Fields that change how fast or where the work is done, never its result: they are no part of a fingerprint."""
 
-    def deciding(self) -> dict[str, object]:
-        """The settings that decide the result."""
-        dumped = self.model_dump(mode="json", exclude=set(self.operational))
+    def fingerprint_fields(self) -> dict[str, object]:
+        dumped = self.model_dump(mode="json", exclude=set(self.operational), exclude_defaults=True)
         for name in dumped:
             value = getattr(self, name)
             if isinstance(value, Config):
-                dumped[name] = value.deciding()
+                dumped[name] = ({"type": value.type} if hasattr(value, "type") else {}) | value.fingerprint_fields()
         return dumped

@@ -15,11 +15,3 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """The data cannot be used."""
-
-
-class StaleArtifactError(UserError):
-    """A directory holds work that was made from other settings."""
-
-
-class StoppedError(Exception):
-    """A signal asked for the end, and the work so far is saved: the same command continues it."""

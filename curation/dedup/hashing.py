@@ -3,25 +3,22 @@
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
 
 _CHUNKS = 4
 _HELD = 2**24
 """Candidate pairs compared at once."""
 
 
-def perceptual_hash(images: Tensor) -> np.ndarray:
+def perceptual_hash(images: np.ndarray) -> np.ndarray:
     """(B,) uint64 hashes of grey images (B, 32, 32) of any scale; alike images differ in few bits.
 
     The signs of the 64 lowest frequencies of a cosine transform, about their median, the constant left out of the median
     (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010).
     """
-    n = torch.arange(32, dtype=torch.float64)
-    basis = torch.cos(torch.pi * (n[None, :] + 0.5) * n[:8, None] / 32)
-    low = (basis @ images.double() @ basis.T).flatten(1)
-    above = low > low[:, 1:].median(1, keepdim=True).values
-    words = np.packbits(above.numpy(), axis=1)
+    n = np.arange(32, dtype=np.float64)
+    basis = np.cos(np.pi * (n[None, :] + 0.5) * n[:8, None] / 32)
+    low = (basis @ images.astype(np.float64) @ basis.T).reshape(len(images), 64)
+    words = np.packbits(low > np.median(low[:, 1:], axis=1, keepdims=True), axis=1)
     return words.view(">u8")[:, 0].astype(np.uint64)
 
 

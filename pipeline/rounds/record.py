@@ -1,166 +1,132 @@
 """What a run's directory says about itself: for the report, the plan and the status."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
-from curation.base.errors import DataError
-from pipeline.artifacts.manifest import BEGUN, Manifest
+from curation.base.errors import UserError
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.manifest import BEGUN, MANIFEST, Manifest
+from pipeline.artifacts.training import whole_lines
 from pipeline.config import RunConfig
-from pipeline.rounds.graph import steps
-from pipeline.stages.select import SELECTION, TRAINING
+from pipeline.rounds.graph import Step, steps
+from pipeline.rounds.run import EVENTS, stale
 
-T = TypeVar("T")
+A = TypeVar("A", bound=Artifact)
 
 
 @dataclass(frozen=True)
-class Run:
+class StepRecord:
+    """What is known of one step of a run."""
+
+    name: str
+    kind: str
+    """Of the artifact that it makes."""
+    round: int | None
+    is_begun: bool
+    manifest: Manifest | None
+    """Of a finished step."""
+    seconds: float | None
+    step: Step | None
+    """The step, where the configuration can be read."""
+
+    @property
+    def state(self) -> str:
+        """finished, begun (and how far), made differently, or to do."""
+        return "finished" if self.manifest else "begun" if self.is_begun else "to do"
+
+    @property
+    def num_bytes(self) -> int | None:
+        return sum(part.num_bytes for part in self.manifest.parts) if self.manifest else None
+
+    @property
+    def description(self) -> str:
+        """What a finished step has made, in a few words."""
+        return self.step.stage.describe(self.manifest) if self.step and self.manifest else ""
+
+    def state_in(self, run_dir: Path) -> str:
+        """As `state`, compared with what is asked for."""
+        out = run_dir / self.name
+        if self.step and stale(out, self.step.fingerprint, self.step.settings, self.step.parents):
+            return "made differently"
+        if self.state == "begun" and self.step and (progress := self.step.stage.progress(out)):
+            return f"begun, {progress}"
+        return self.state
+
+
+@dataclass(frozen=True)
+class RunRecord:
     """What a run's directory says about itself."""
 
     directory: Path
     config: RunConfig | None
     config_text: str
-    stages: tuple[str, ...]
-    manifests: dict[str, Manifest]
-    """Of the finished stages."""
-    seconds: dict[str, float]
+    steps: tuple[StepRecord, ...]
     invocations: list[dict[str, Any]]
     notes: list[str]
     """What could not be read."""
 
     @classmethod
-    def read(cls, directory: Path) -> "Run":
+    def read(cls, directory: Path, config: RunConfig | None = None) -> "RunRecord":
+        """The record in a run's directory, by its own configuration or by one that is given."""
         notes: list[str] = []
         path = directory / "config.yaml"
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        config = None
+        graph: list[Step] = []
         try:
-            config = RunConfig.model_validate(yaml.safe_load(text))
-            names = [step.name for step in steps(config)]
-        except (yaml.YAMLError, ValidationError, DataError):
+            config = config or RunConfig.model_validate(yaml.safe_load(text))
+            graph = steps(config)
+        except (yaml.YAMLError, ValidationError, UserError):
             notes.append("config.yaml cannot be read by this version; the stages shown are those that were begun.")
-            names = sorted(p.parent.relative_to(directory).as_posix() for p in directory.glob(f"*/{BEGUN}"))
-            names += sorted(p.parent.relative_to(directory).as_posix() for p in directory.glob(f"*/*/{BEGUN}"))
-        manifests = {}
-        for name in names:
-            try:
-                manifests[name] = Manifest.read(directory / name)
-            except DataError as error:
-                if (directory / name / "manifest.json").exists():
-                    notes.append(str(error))
-        events = [json.loads(line) for line in whole_lines(directory / "events.jsonl")]
-        seconds = {event["stage"]: float(event["seconds"]) for event in events}
+        seconds = {event["stage"]: float(event["seconds"]) for event in map(json.loads, whole_lines(directory / EVENTS))}
+        by_name: dict[str, Step | None] = {step.name: step for step in graph} or dict.fromkeys(_begun(directory))
+        records = [_record(directory, name, step, seconds.get(name), notes) for name, step in by_name.items()]
         try:
             invocations = list(json.loads((directory / "provenance.json").read_text()))
         except (OSError, ValueError):  # a page without it is better than none
             invocations = []
-        return cls(directory, config, text, tuple(names), manifests, seconds, invocations, notes)
+        return cls(directory, config, text, tuple(records), invocations, notes)
 
-    def attempt(self, function: Callable[..., T], *args: object) -> T | None:
-        """`function(*args)`; if a file of the run is missing or damaged, None and a note on the page."""
-        try:
-            return function(*args)
-        except (DataError, OSError, pa.ArrowInvalid) as error:
-            self.notes.append(str(error))
-            return None
+    def finished(self, noun: type[A]) -> dict[int | None, A]:
+        """The finished artifacts of one kind by round, in order; None for one outside of rounds. They are not checked again."""
+        return {
+            record.round: noun(self.directory / record.name, record.manifest)
+            for record in self.steps
+            if record.manifest and record.kind == noun.kind
+        }
 
-    def rounds(self, *stages: str) -> list[int]:
-        """Numbers of the rounds in which all of `stages` are finished."""
-        numbers = {int(name.split("/")[0][6:]) for name in self.stages if name.startswith("round-")}
-        return sorted(n for n in numbers if all(f"round-{n}/{stage}" in self.manifests for stage in stages))
+    def by_round(self, noun: type[A]) -> dict[int, A]:
+        """The finished artifacts of one kind inside of rounds, by round."""
+        return {number: artifact for number, artifact in self.finished(noun).items() if number is not None}
 
-    def pictured_rounds(self) -> list[int]:
-        """The first clustered round and the two newest."""
-        numbers = self.rounds("embed", "cluster")
-        return numbers[:1] + numbers[1:][-2:]
-
-    def statistics(self, stage: str) -> dict[str, Any]:
-        return self.manifests[stage].statistics if stage in self.manifests else {}
-
-    def scores(self) -> list[tuple[str, dict[str, Any]]]:
-        """Evaluations in order, the baseline first, with what to call them."""
-        names = [("baseline", "baseline"), *((f"round {n}", f"round-{n}") for n in self.rounds("evaluate"))]
-        found = [(name, self.statistics(f"{place}/evaluate")) for name, place in names]
-        return [(name, statistics) for name, statistics in found if statistics]
-
-    def baseline_name(self) -> str:
-        encoder = self.config.embed.encoder if self.config else None
-        if encoder is None:
-            return "the encoder it began with"
-        return (
-            "raw pixels"
-            if encoder.type == "pixels"
-            else f"{getattr(encoder, 'model', encoder.type)}, the encoder it began with"
-        )
-
-    def selected(self, number: int) -> np.ndarray:
-        """(N,) bool: which rows of the pool a round selected. A byte a row."""
-        chosen = np.zeros(int(self.statistics("samples").get("pool", 0)), dtype=bool)
-        for batch in pq.ParquetFile(self.directory / f"round-{number}/select/{SELECTION}").iter_batches(columns=["row_id"]):
-            chosen[batch.column("row_id").to_numpy()] = True
-        return chosen
-
-    def selected_sizes(self, number: int, level: int, num: int) -> np.ndarray:
-        """(K,) int64: how many rows a round selected of each of the `num` clusters of a level."""
-        sizes = np.zeros(num, dtype=np.int64)
-        table = pq.ParquetFile(self.directory / f"round-{number}/select/{TRAINING}")
-        for batch in table.iter_batches(columns=[f"level_{level}"]):
-            sizes += np.bincount(batch.column(0).to_numpy(), minlength=num)
-        return sizes
-
-    def stage_table(self) -> list[dict[str, Any]]:
-        """For each stage what it is, how far, how long it took and what it made."""
-        longest = max(self.seconds.values(), default=0) or 1
-        rows = []
-        for name in self.stages:
-            manifest = self.manifests.get(name)
-            seconds = self.seconds.get(name)
-            begun = (self.directory / name / BEGUN).exists()
-            rows.append(
-                {
-                    "name": name,
-                    "state": "finished" if manifest else "begun" if begun else "to do",
-                    "seconds": seconds,
-                    "share": (seconds or 0) / longest,
-                    "made": headline(manifest) if manifest else "",
-                    "bytes": sum(part.num_bytes for part in manifest.parts) if manifest else None,
-                    "fingerprint": manifest.fingerprint if manifest else "",
-                }
-            )
-        return rows
+    def directories(self, noun: type[Artifact]) -> dict[int, Path]:
+        """Where the artifacts of one kind are, by round; also those that are not finished."""
+        records = [record for record in self.steps if record.kind == noun.kind and record.round is not None]
+        return {record.round: self.directory / record.name for record in records if record.round is not None}
 
 
-def headline(manifest: Manifest) -> str:
-    """What a finished stage made, in a few words."""
-    s = manifest.statistics
-    says: dict[str, Callable[[], str]] = {
-        "raw images": lambda: f"{s['files']:,} files",
-        "samples": lambda: f"pool {s['pool']:,}, held out {s['held_out']:,}, set aside {sum(s['rejected'].values()):,}",
-        "embeddings": lambda: f"{s['rows']:,} \u00d7 {s['dim']:,} features",
-        "clusters": lambda: f"{s['rows']:,} rows → " + " → ".join(f"{level['clusters']:,}" for level in s["levels"]),
-        "duplicates": lambda: f"{s['dropped']:,} of {s['rows']:,} rows say what others say, {s['pairs']:,} pairs",
-        "selection": lambda: f"{s['selected']:,} of {s['pool']:,} samples",
-        "training": lambda: (
-            f"{s['steps']:,} steps, loss {s['final_loss']:.3f}"
-            + (f", best encoder after {s['best']['step']:,}" if "best" in s else "")
-        ),
-        "evaluation": lambda: (
-            (f"kNN {s['knn']:.1%}, linear {s['linear']:.1%}, " if "knn" in s else "") + f"RankMe {s['rankme']:.1f}"
-        ),
-    }
-    return says[manifest.kind]() if manifest.kind in says else ""
+def _begun(directory: Path) -> list[str]:
+    """The names of the steps that were begun in a run's directory."""
+    depths = (f"*/{BEGUN}", f"*/*/{BEGUN}")
+    return [path.parent.relative_to(directory).as_posix() for depth in depths for path in sorted(directory.glob(depth))]
 
 
-def whole_lines(path: Path) -> Iterator[str]:
-    """Lines of a file that may be missing, or cut short by a kill."""
-    if path.is_file():
-        with path.open() as file:
-            yield from (line for line in file if line.endswith("}\n"))
+def _record(directory: Path, name: str, step: Step | None, seconds: float | None, notes: list[str]) -> StepRecord:
+    out = directory / name
+    begun: Mapping[str, Any] = {}
+    manifest = None
+    with suppress(OSError, ValueError):
+        begun = json.loads((out / BEGUN).read_bytes())
+    try:
+        manifest = Manifest.read(out) if (out / MANIFEST).exists() else None
+    except UserError as error:
+        notes.append(str(error))
+    kind = step.stage.makes.kind if step else str(begun.get("kind", ""))
+    number = step.round if step else begun.get("round")
+    return StepRecord(name, kind, number, bool(begun), manifest, seconds, step)

@@ -1,92 +1,91 @@
-"""The quickstart's raw heap: scikit-learn's handwritten digits as a folder of files, the way heaps are."""
+"""The demo: scikit-learn's handwritten digits as a long-tailed heap with broken and duplicate files: `type: digits`."""
 
 import io
-import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
-from pipeline.artifacts.manifest import Part
-from pipeline.config import DigitsConfig
-from pipeline.sources.folder import long_tail_counts
-from pipeline.stages.stage import Made, Work
+from pipeline.artifacts.splits import HELD_OUT, POOL
+from pipeline.sources.config import DigitsConfig
+from pipeline.sources.long_tail import long_tail_counts
+from pipeline.sources.source import Record
 
-FOLDER = "files"
 _SIDE = 32
 # What is frequent varies least, as in heaps from the world: a 0 is a 0, but a 2 may be written in many ways.
 _BY_FREQUENCY = np.array([0, 6, 7, 9, 4, 5, 1, 3, 8, 2])
+_TYPICAL_BYTES = 700
 
 
 @dataclass(frozen=True)
-class WriteDigits:
-    """Write the digits as PNG files under `files/train/<digit>` and `files/test/<digit>`.
+class Digits:
+    """PNG files under `train/<digit>` and `test/<digit>`, made when they are asked for.
 
     Every fifth image is for testing. The training classes are thinned to a long tail; then some files are copied, cut
     short, emptied or shrunk.
     """
 
     config: DigitsConfig
-    kind = "raw images"
+    modality: ClassVar[str] = "image"
+    long_tail: float = 1
 
-    def settings(self) -> dict[str, Any]:
-        return self.config.deciding()
+    def partitions(self) -> list[str]:
+        """As `Source.partitions`: one."""
+        return ["digits"]
 
-    def make(self, work: Work) -> Made:
+    def records(self, partition: str, scratch: Path) -> Iterator[Record]:  # noqa: ARG002
+        """As `Source.records`: the bytes themselves."""
         from sklearn.datasets import load_digits
 
-        root = work.out / FOLDER
-        shutil.rmtree(root, ignore_errors=True)
         digits = load_digits()
         is_test = _held_out(len(digits.target))
-        keep = np.zeros(10, dtype=np.int64)
-        keep[_BY_FREQUENCY] = pool_counts(self.config)
-        written: list[str] = []
-
-        def write(path: str, content: bytes) -> None:
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(content)
-            written.append(path)
-
-        seen = np.zeros(10, dtype=np.int64)
+        num_wanted = np.zeros(10, dtype=np.int64)
+        num_wanted[_BY_FREQUENCY] = self._pool_counts()
+        num_made = np.zeros(10, dtype=np.int64)
         for index, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
             if is_test[index]:
-                write(f"test/{digit}/{index:04d}.png", _png(image, _SIDE))
-            elif seen[digit] < keep[digit]:
-                content = _png(image, _SIDE)
-                write(f"train/{digit}/{index:04d}.png", content)
-                if seen[digit] % 10 == 3:
-                    write(f"train/{digit}/{index:04d}.copy.png", content)
-                if seen[digit] % 40 == 7:
-                    write(f"train/{digit}/{index:04d}.part.png", content[: len(content) // 2])
-                if seen[digit] % 60 == 11:
-                    write(f"train/{digit}/{index:04d}.empty.png", b"")
-                if seen[digit] % 60 == 23:
-                    write(f"train/{digit}/{index:04d}.thumbnail.png", _png(image, 8))
-                seen[digit] += 1
-        parts = [Part.of(work.out, f"{FOLDER}/{path}", 1) for path in written]
-        return Made(parts, {"files": len(written)})
+                yield _record(HELD_OUT, digit, f"{index:04d}", _png(image, _SIDE))
+            elif num_made[digit] < num_wanted[digit]:
+                content, number = _png(image, _SIDE), num_made[digit]
+                yield _record(POOL, digit, f"{index:04d}", content)
+                if number % 10 == 3:
+                    yield _record(POOL, digit, f"{index:04d}.copy", content)
+                if number % 40 == 7:
+                    yield _record(POOL, digit, f"{index:04d}.part", content[: len(content) // 2])
+                if number % 60 == 11:
+                    yield _record(POOL, digit, f"{index:04d}.empty", b"")
+                if number % 60 == 23:
+                    yield _record(POOL, digit, f"{index:04d}.thumbnail", _png(image, 8))
+                num_made[digit] += 1
+
+    def describe_empty(self) -> str:
+        """As `Source.describe_empty`."""
+        return "Scikit-learn has no digits. Install it again."
+
+    def size(self) -> tuple[int, int, int]:
+        """As `Source.size`."""
+        from sklearn.datasets import load_digits
+
+        pool, held_out = int(self._pool_counts().sum()), int(_held_out(len(load_digits().target)).sum())
+        return pool, held_out, _TYPICAL_BYTES * (pool + held_out)
+
+    def _pool_counts(self) -> np.ndarray:
+        """(10,) int64: images of the pool for each digit, the most frequent first."""
+        from sklearn.datasets import load_digits
+
+        labels = load_digits().target
+        return long_tail_counts(np.bincount(labels[~_held_out(len(labels))])[_BY_FREQUENCY], self.config.long_tail)
+
+
+def _record(split: str, digit: int, name: str, content: bytes) -> Record:
+    return Record(f"{split}/{digit}/{name}.png", {".png": content}, split, str(digit))
 
 
 def _held_out(num: int) -> np.ndarray:
-    """Which of the digits are for testing: every fifth."""
+    """(N,) bool: the digits that are for testing."""
     return np.arange(num) % 5 == 4
-
-
-def pool_counts(config: DigitsConfig) -> np.ndarray:
-    """(10,) int64: images of the pool for each digit, the most frequent first."""
-    from sklearn.datasets import load_digits
-
-    labels = load_digits().target
-    return long_tail_counts(np.bincount(labels[~_held_out(len(labels))])[_BY_FREQUENCY], config.long_tail)
-
-
-def held_out_count() -> int:
-    """Images of the held-out split."""
-    from sklearn.datasets import load_digits
-
-    return int(_held_out(len(load_digits().target)).sum())
 
 
 def _png(image: np.ndarray, side: int) -> bytes:
@@ -97,8 +96,3 @@ def _png(image: np.ndarray, side: int) -> bytes:
     buffer = io.BytesIO()
     paper.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def folder(directory: Path) -> Path:
-    """Where the files of a finished artifact are."""
-    return directory / FOLDER

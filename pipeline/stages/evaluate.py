@@ -1,57 +1,78 @@
 """evaluate: what an encoder's frozen features are worth. The only stage that reads labels."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curation.base import rng
 from curation.base.files import write_atomic
 from curation.measures.quality import ami, ari, contingency, nmi, total_variation_from_uniform
-from pipeline.artifacts.manifest import Part, read_kind
-from pipeline.sources.folder import HELD_OUT, POOL
-from pipeline.stages.select import PSEUDO_LABELS, SELECTION
-from pipeline.stages.shard import read_index
-from pipeline.stages.stage import Made, Work
-from trainers.config import EvaluateConfig
-from trainers.data.samples import PLACE, SampleList
-
-if TYPE_CHECKING:
-    from trainers.evaluation.knn import EvaluationSet
-
-EVALUATION = "evaluation.json"
+from pipeline.artifacts.evaluation import EVALUATION, Evaluation, evaluation_set
+from pipeline.artifacts.labels import PseudoLabels
+from pipeline.artifacts.manifest import Manifest, Part
+from pipeline.artifacts.samples import Samples
+from pipeline.artifacts.selection import SelectedRows
+from pipeline.artifacts.splits import POOL
+from pipeline.artifacts.training import FrozenEncoder
+from pipeline.stages.costs import encoder_cost
+from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
+from trainers.config import EncoderConfig, EvaluateConfig
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Scores of the input "encoder" on the labelled samples, and, with an input "selection", how even its classes are, and how
-    well the clusters it was made from agree with the classes.
+class Evaluate(Stage):
+    """Scores of the input "encoder" on the labelled samples, and, with the input "selection", how even its classes are, and how
+    well its labels agree with the classes.
 
     The held-out split is classified by the pool. Without one, a fifth of the pool is classified by the rest.
     """
 
     config: EvaluateConfig
     seed: int
-    kind = "evaluation"
+    encoder: EncoderConfig | None = None
+    """The settings of the input "encoder", for the estimate."""
+    name = "evaluate"
+    makes = Evaluation
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "samples": Input(Samples, made_into=("selection", "labels")),
+        "encoder": Input(FrozenEncoder),
+        "selection": Input(SelectedRows, optional=True),
+        "labels": Input(PseudoLabels, optional=True),
+    }
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.deciding()}
+        return {"seed": self.seed, **self.config.fingerprint_fields()}
 
-    def make(self, work: Work) -> Made:
-        selection = work.inputs.get("selection")
-        read_kind(work.inputs["samples"], "samples")
-        inputs = (work.inputs["samples"], work.inputs["encoder"], selection)
-        work.runtime.call(evaluate_encoder, self.config, self.seed, *inputs, work.out, gpu=True)
-        found = json.loads((work.out / EVALUATION).read_text())
-        return Made([Part.of(work.out, EVALUATION, 1)], found)
+    def make(self, context: StageContext) -> StageOutput:
+        samples, encoder = context.inputs["samples"].directory, context.inputs["encoder"].directory
+        balanced = (context.directory("selection"), context.directory("labels"))
+        context.call(evaluate_encoder, self.config, self.seed, samples, encoder, *balanced, context.out, on_gpu=True)
+        scores = json.loads((context.out / EVALUATION).read_text())
+        return StageOutput([Part.describe(context.out, EVALUATION, 1)], scores)
+
+    def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
+        samples, most = inputs["samples"], self.config.max_samples
+        rows = min(samples.rows, most) + min(samples.held_out, most)
+        flops = encoder_cost(self.encoder)[0] if self.encoder else 0
+        return Estimate(rows, num_bytes=2000, flops=rows * flops, decodes=rows)
+
+    def describe(self, manifest: Manifest) -> str:
+        s = manifest.statistics
+        return (f"kNN {s['knn']:.1%}, linear {s['linear']:.1%}, " if "knn" in s else "") + f"RankMe {s['rankme']:.1f}"
 
 
 def evaluate_encoder(
-    config: EvaluateConfig, seed: int, samples: Path, encoder_directory: Path, selection: Path | None, out: Path
+    config: EvaluateConfig,
+    seed: int,
+    samples: Path,
+    encoder_directory: Path,
+    selection: Path | None,
+    labels: Path | None,
+    out: Path,
 ) -> None:
     """Write `evaluation.json`."""
     from curation.distance.nearest import default_device
@@ -59,67 +80,64 @@ def evaluate_encoder(
     from trainers.evaluation.probes import probe_accuracy
     from trainers.models.encoders import Encoder
 
-    device = default_device()
-    asked = evaluation_set(config, seed, samples)
-    every = np.arange(len(asked.samples))
-    features = embed(Encoder.load(encoder_directory), asked.samples, every, batch_size=config.batch_size, device=device)
-    result: dict[str, Any] = {"dim": features.shape[1], **asked.scores(features, device)}
+    device, opened = default_device(), Samples.open(samples)
+    asked = evaluation_set(config, seed, opened)
+    rows = np.arange(len(asked.samples))
+    features = embed(Encoder.load(encoder_directory), asked.samples, rows, batch_size=config.batch_size, device=device)
+    scores: dict[str, Any] = {"dim": features.shape[1], **asked.scores(features, device)}
     if asked.is_labelled:
-        result |= probe_accuracy(*asked.classified(features), stream=rng.key(seed, "probe"), device=device)
+        scores |= probe_accuracy(*asked.classified(features), stream=rng.key(seed, "probe"), device=device)
     if selection is not None and len(asked.bank):
-        result["class_balance"] = _class_balance(samples, selection)
-        result["class_agreement"] = _class_agreement(samples, selection, rng.key(seed, "agreement"))
-    write_atomic(out / EVALUATION, json.dumps(result, indent=1) + "\n")
+        opened_labels = PseudoLabels.open(labels) if labels else None
+        scores |= _by_class(opened, SelectedRows.open(selection), opened_labels, rng.key(seed, "agreement"))
+    write_atomic(out / EVALUATION, json.dumps(scores, indent=1) + "\n")
 
 
-def evaluation_set(config: EvaluateConfig, seed: int, samples: Path) -> "EvaluationSet":
-    """At most `max_samples` of the pool and of the held-out split each, drawn by `seed`, with their classes.
-
-    The held-out samples are queries. Where none of them is labelled, a fifth of the labelled samples of the pool are.
-    """
-    from trainers.evaluation.knn import EvaluationSet
-
-    chosen = []
-    for split in (POOL, HELD_OUT):
-        index = read_index(samples, split, [*PLACE, "label"])
-        rows = rng.permute(rng.key(seed, split), np.arange(min(config.max_samples, len(index))), len(index))
-        chosen.append(index.take(np.sort(rows)))
-    table = pa.concat_tables(chosen)
-    names = table["label"].to_numpy(zero_copy_only=False)
-    known = np.flatnonzero(names != None)  # noqa: E711 - elementwise
-    label = np.full(len(names), -1, dtype=np.int64)
-    label[known] = np.unique(names[known].astype(str), return_inverse=True)[1]
-    is_query = (label >= 0) & (np.arange(len(label)) >= len(chosen[0]))
-    if not is_query.any() and len(known) > 1:
-        is_query[known] = rng.uniform(rng.key(seed, "queries"), np.arange(len(known)))[:, 0] < 0.2
-        is_query[known[:2]] = True, False
-    listed = SampleList.of(table, samples)
-    return EvaluationSet(listed, len(chosen[0]), label, is_query, config, seed)
-
-
-def _class_balance(samples: Path, selection: Path) -> dict[str, Any]:
-    """Class histograms of the labelled pool and of what was selected of it."""
-    index = read_index(samples, POOL, ["row_id", "label"]).drop_null()
-    classes, numbers = np.unique(index["label"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    chosen = np.isin(index["row_id"].to_numpy(), pq.read_table(selection / SELECTION)["row_id"].to_numpy())
-    pool, selected = (np.bincount(numbers[mask], minlength=len(classes)) for mask in (chosen | True, chosen))
-    return {
-        "classes": classes.tolist(),
-        "pool": pool.tolist(),
-        "selected": selected.tolist(),
-        "tv_pool": total_variation_from_uniform(pool),
-        "tv_selected": total_variation_from_uniform(selected),
+def _by_class(samples: Samples, selection: SelectedRows, labels: PseudoLabels | None, rng_key: int) -> dict[str, Any]:
+    """Histograms of the classes of the labelled pool and of what was selected of it; and how well each label column agrees with
+    the classes."""
+    classes, row_ids, number = _classes(samples)
+    selected = np.zeros(len(classes), dtype=np.int64)
+    for ids in selection.row_ids():
+        selected += np.bincount(number[_places(row_ids, ids)], minlength=len(classes))
+    pool = np.bincount(number, minlength=len(classes))
+    scores: dict[str, Any] = {
+        "class_balance": {
+            "classes": classes,
+            "pool": pool.tolist(),
+            "selected": selected.tolist(),
+            "tv_pool": total_variation_from_uniform(pool),
+            "tv_selected": total_variation_from_uniform(selected),
+        }
     }
+    if labels is not None:
+        scores["class_agreement"] = {}
+        for name in labels.num_classes:
+            columns = [(batch["row_id"].to_numpy(), batch[name].to_numpy()) for batch in labels.batches(["row_id", name])]
+            ids, label = (np.concatenate(column) for column in zip(*columns, strict=True))
+            is_labelled = np.isin(ids, row_ids)
+            table = contingency(label[is_labelled], number[_places(row_ids, ids[is_labelled])])
+            scores["class_agreement"][name] = {"nmi": nmi(table), "ami": ami(table, stream=rng_key), "ari": ari(table)}
+    return scores
 
 
-def _class_agreement(samples: Path, selection: Path, stream: int) -> dict[str, dict[str, float]]:
-    """How well the clusters of each level agree with the classes of the labelled pool."""
-    index = read_index(samples, POOL, ["row_id", "label"]).drop_null()
-    _, numbers = np.unique(index["label"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    clusters = pq.read_table(selection / PSEUDO_LABELS)
-    _, labelled, clustered = np.intersect1d(index["row_id"], clusters["row_id"], return_indices=True)
-    result = {}
-    for name in clusters.column_names[1:]:
-        table = contingency(clusters[name].to_numpy()[clustered], numbers[labelled])
-        result[name] = {"nmi": nmi(table), "ami": ami(table, stream=stream), "ari": ari(table)}
-    return result
+def _classes(samples: Samples) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The names of the classes of the pool, and of its labelled samples the row ids (M,), ascending, and the classes (M,)."""
+    codes: dict[str, int] = {}
+    pieces = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    for table in samples.tables(POOL, ["row_id", "label"]):
+        labelled = table.drop_null()
+        encoded = labelled["label"].combine_chunks().dictionary_encode()
+        code = np.array([codes.setdefault(name, len(codes)) for name in encoded.dictionary.to_pylist()], dtype=np.int64)
+        pieces.append((labelled["row_id"].to_numpy(), code[encoded.indices.to_numpy()] if len(code) else code))
+    row_ids, code = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    names = sorted(codes)
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[[codes[name] for name in names]] = np.arange(len(names))
+    return names, row_ids, rank[code]
+
+
+def _places(row_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Where in the ascending `row_ids` (M,) those of `ids` are that are there."""
+    place = np.minimum(np.searchsorted(row_ids, ids), len(row_ids) - 1)
+    return place[row_ids[place] == ids]

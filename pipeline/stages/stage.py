@@ -1,199 +1,186 @@
-"""Stages: how work becomes an artifact that survives being killed.
+"""The contract of a stage: what it reads, what decides its result, what it needs, and how it is made.
 
-A stage's directory goes through three states. With `stage.json` it is begun: the file says which settings it is for. Every
-part that is whole then leaves a record under `work/`. With `manifest.json` it is finished, and `work/` goes. Whatever
-process dies, the next run of the same stage makes the parts that have no record.
+A stage is one arrow of the round. It is a frozen dataclass of its settings; everything else about it, from the plan to the
+report, follows from what it declares here.
 """
 
-import json
-import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from curation.base.errors import StaleArtifactError
-from curation.base.files import remove_temporary, write_atomic
-from pipeline.artifacts.manifest import BEGUN, MANIFEST, Manifest, Part, fingerprint, identity, software
-from pipeline.runtime.ray_executor import Runtime
+from pydantic import TypeAdapter
 
+from curation.base.files import write_atomic
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.manifest import Manifest, Part
+from pipeline.runtime.config import Resources
+from pipeline.runtime.executor import Executor
+
+T = TypeVar("T")
 WORK = "work"
 
 
+class Opened(Protocol):
+    """What an input is once it is opened: an artifact, or files of the user's own."""
+
+    kind: ClassVar[str]
+
+    @property
+    def directory(self) -> Path: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """Kinds of this and of everything it was made from, by fingerprint."""
+        ...
+
+
+class Opens(Protocol):
+    """A class that reads one kind of input."""
+
+    def open(self, directory: Path, /) -> Opened: ...
+
+
 @dataclass(frozen=True)
-class Made:
-    """What a stage made."""
+class Input:
+    """An input that a stage declares. It is opened, and checked, once, before the stage is made."""
+
+    reader: Opens
+    optional: bool = False
+    made_into: tuple[str, ...] = ()
+    """Roles of other inputs that must have been made from this one, if they were made from any of its kind."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage reads, writes and computes, and what later stages must know of it to estimate themselves."""
+
+    rows: int
+    """Rows that it makes, of the pool."""
+    held_out: int = 0
+    dim: int = 0
+    """Numbers in an embedding."""
+    clusters: int = 0
+    """Clusters of the finest level."""
+    parts: int = 1
+    num_bytes: int = 0
+    """Bytes that it writes."""
+    flops: float = 0
+    decodes: int = 0
+    """Images decoded."""
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage has made."""
 
     parts: Sequence[Part]
     statistics: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a stage is given: where to write, what to read, and who helps."""
+class StageContext:
+    """What a stage is given: where to write, its opened inputs, and who runs its functions."""
 
     out: Path
-    inputs: Mapping[str, Path]
-    runtime: Runtime
+    inputs: Mapping[str, Any]
+    """The opened inputs, by role; optional ones that were not given are missing."""
+    executor: Executor
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def scratch(self) -> Path:
-        """For intermediate files; deleted when the stage is finished."""
+        """A directory for intermediate files; deleted when the stage is finished."""
         return self.out / WORK
+
+    def directory(self, role: str) -> Path | None:
+        """Where an input is; None for an optional one that was not given."""
+        return self.inputs[role].directory if role in self.inputs else None
 
     def parts(
         self,
-        function: Callable[..., Part],
-        num_rows: Sequence[int],
+        function: Callable[..., list[Part]],
+        items: Sequence[tuple[object, ...]],
         *args: object,
+        num_rows: Sequence[int],
         label: str,
         unit: str = "images",
-        gpu: bool = False,
+        on_gpu: bool = False,
     ) -> list[Part]:
-        """Make part i with `function(i, *args)` for every i that has no record, in parallel.
+        """Make the parts of each of `items` that has no record, in parallel: `function(*item, *args)`.
 
-        `function` writes its file whole or not at all, the same bytes whenever it is called. `num_rows` (one entry a part)
-        is for the progress display.
+        `function` writes its files whole or not at all, the same bytes whenever it is called. A task is sent its own item, not
+        the others. `num_rows`, one number an item, is for the progress display.
         """
-        records = [self.scratch / f"{label}-{index:06d}.json" for index in range(len(num_rows))]
+        records = [self.scratch / f"{label}-{index:06d}.json" for index in range(len(items))]
         missing = [index for index, record in enumerate(records) if not record.exists()]
-        self.runtime.map(
-            _make_part,
-            [(function, index, records[index], args) for index in missing],
-            weights=[num_rows[index] for index in missing],
-            done=sum(num_rows) - sum(num_rows[index] for index in missing),
-            label=label,
-            unit=unit,
-            gpu=gpu,
-        )
-        return [Part.model_validate_json(record.read_bytes()) for record in records]
+        calls = [(function, records[index], (*items[index], *args)) for index in missing]
+        total = sum(num_rows)
+        done = total - sum(num_rows[index] for index in missing)
+        with self.executor.console.progress(label, total, unit, done) as meter:
+            for finished in self.executor.map(_make_parts, calls, resources=self.resources, on_gpu=on_gpu):
+                meter.advance(num_rows[missing[finished]])
+        return [part for record in records for part in _PARTS.validate_json(record.read_bytes())]
+
+    def call(self, function: Callable[..., T], *args: object, on_gpu: bool = False) -> T:
+        """`function(*args)`, run once with a machine to itself."""
+        return self.executor.call(function, *args, resources=self.resources, on_gpu=on_gpu)
+
+    def ranks(self, function: Callable[..., Iterator[T]], num_ranks: int, *args: object) -> Iterator[T]:
+        """The generator `function(*args)` on each rank of a process group; yields what rank 0 yields."""
+        return self.executor.ranks(function, num_ranks, *args, resources=self.resources, on_gpu=True)
 
 
-def _make_part(function: Callable[..., Part], index: int, record: Path, args: tuple[object, ...]) -> None:
-    part = function(index, *args)
-    write_atomic(record, part.model_dump_json())
+_PARTS = TypeAdapter(list[Part])
 
 
-class Stage(Protocol):
+def _make_parts(function: Callable[..., list[Part]], record: Path, args: tuple[object, ...]) -> None:
+    """Make parts and their record, unless an earlier attempt at the same work has."""
+    if not record.exists():
+        write_atomic(record, _PARTS.dump_json(function(*args)))
+
+
+class Stage(ABC):
     """One arrow of the round."""
 
-    @property
-    def kind(self) -> str:
-        """The kind of artifact it makes."""
-        ...
+    name: ClassVar[str]
+    """The verb, as users know it."""
+    makes: ClassVar[type[Artifact]]
+    version: ClassVar[int] = 1
+    """Raised whenever equal settings and inputs give another result than before, as after a default was changed."""
+    inputs: ClassVar[Mapping[str, Input]] = {}
+    """What it reads, by role."""
+    resources: ClassVar[Resources] = Resources()
+    """What it uses at the most, unless the user says otherwise."""
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Exactly the settings that decide the artifact, as plain JSON values."""
-        ...
+        """The settings that decide the artifact and differ from their defaults, as plain JSON values."""
 
-    def make(self, work: Work) -> Made:
-        """Make the artifact, or what is missing of it. May be killed at any moment and is then called again."""
-        ...
+    @abstractmethod
+    def make(self, context: StageContext) -> StageOutput:
+        """Schedule the work that makes the artifact, or what is missing of it; compute nothing here.
 
+        May be killed at any moment and is then called again.
+        """
 
-@dataclass(frozen=True)
-class Step:
-    """A stage at its place in a run: the directory it fills and the steps it reads from."""
+    @abstractmethod
+    def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
+        """What the stage will read and cost, from the estimates of its inputs."""
 
-    name: str
-    stage: Stage
-    inputs: dict[str, "Step"] = field(default_factory=dict)
+    @abstractmethod
+    def describe(self, manifest: Manifest) -> str:
+        """What a finished stage has made, in a few words."""
 
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.stage.kind, self.stage.settings(), self.parents)
+    def measured(self, manifest: Manifest, inputs: Mapping[str, Estimate]) -> Estimate:  # noqa: ARG002
+        """The estimate of a finished stage, by what it has counted."""
+        return self.estimate(inputs)
 
-    @property
-    def parents(self) -> dict[str, str]:
-        return {role: step.fingerprint for role, step in self.inputs.items()}
-
-
-def run_step(step: Step, run_dir: Path, runtime: Runtime) -> Manifest:
-    """Run one step of a run, unless it is finished."""
-    inputs = {role: run_dir / parent.name for role, parent in step.inputs.items()}
-    return run_stage(step.stage, run_dir / step.name, inputs, runtime, name=step.name, events=run_dir / "events.jsonl")
-
-
-def run_stage(
-    stage: Stage,
-    out: Path,
-    inputs: Mapping[str, Path],
-    runtime: Runtime,
-    *,
-    name: str | None = None,
-    events: Path | None = None,
-) -> Manifest:
-    """Bring the artifact in `out` into being: nothing if it is finished, else what is missing of it.
-
-    Raises StaleArtifactError if `out` holds work for other settings or other inputs.
-    """
-    name = name or stage.kind
-    parents = {role: identity(path) for role, path in inputs.items()}
-    settings = stage.settings()
-    wanted = fingerprint(stage.kind, settings, parents)
-    if difference := stale(out, wanted, settings, parents):
-        raise StaleArtifactError(f"{out} was made differently: {difference}. {HOW_TO_REDO}")
-    if (out / MANIFEST).exists():
-        shutil.rmtree(out / WORK, ignore_errors=True)
-        runtime.console.say(f"{name}: finished already")
-        return Manifest.read(out)
-
-    out.mkdir(parents=True, exist_ok=True)
-    remove_temporary(out)
-    begun = {"kind": stage.kind, "fingerprint": wanted, "settings": settings, "parents": parents}
-    write_atomic(out / BEGUN, json.dumps(begun, indent=1) + "\n")
-    started = time.time()
-    with runtime.console.stage(name):
-        made = stage.make(Work(out, inputs, runtime))
-    manifest = Manifest(
-        kind=stage.kind,
-        fingerprint=wanted,
-        settings=settings,
-        parents=parents,
-        parts=tuple(made.parts),
-        statistics=made.statistics,
-        provenance=software(),
-    )
-    manifest.write(out)
-    shutil.rmtree(out / WORK, ignore_errors=True)
-    if events is not None:
-        with events.open("a") as file:
-            event = {"stage": name, "finished": time.time(), "seconds": round(time.time() - started, 2)}
-            file.write(json.dumps(event) + "\n")
-    return manifest
-
-
-HOW_TO_REDO = "Use another directory, or (with `windrow run`) pass --redo to set the old work aside and make it again"
-
-
-def stale(out: Path, wanted: str, settings: dict[str, Any], parents: dict[str, str]) -> str | None:
-    """How the work in `out` differs from what is wanted, in words; None if it does not or if there is none."""
-    try:
-        found = json.loads((out / BEGUN).read_bytes())
-    except FileNotFoundError:
-        return None
-    if found["fingerprint"] == wanted:
-        return None
-    changes = [
-        f"{path} was {json.dumps(old)}, now {json.dumps(new)}" for path, old, new in _changes("", found["settings"], settings)
-    ]
-    changes += [f"its {role} changed" for role in parents if found["parents"].get(role) != parents[role]]
-    return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "") or "its format"
-
-
-def _changes(path: str, old: object, new: object) -> list[tuple[str, object, object]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [c for key in keys for c in _changes(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))]
-    return [] if old == new else [(path, old, new)]
-
-
-def set_aside(out: Path, run_dir: Path) -> Path:
-    """Move a stage's directory out of the way, under the run's `superseded/`."""
-    number = 1
-    while (target := run_dir / "superseded" / f"{out.relative_to(run_dir)}.{number}").exists():
-        number += 1
-    target.parent.mkdir(parents=True, exist_ok=True)
-    out.rename(target)
-    return target
+    def progress(self, out: Path) -> str:
+        """How far a stage that was begun in `out` is, in a few words."""
+        done = len(list((out / WORK).glob("*.json"))) if (out / WORK).exists() else 0
+        return f"{done} parts" if done else ""

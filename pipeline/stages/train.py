@@ -4,17 +4,23 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from curation.base.errors import ConfigError, DataError, StoppedError
-from pipeline.artifacts.manifest import Part, by_content, identity, read_kind
-from pipeline.stages.evaluate import evaluation_set
-from pipeline.stages.select import SELECTION, TRAINING
-from pipeline.stages.stage import Made, Work
+from curation.base.errors import ConfigError, DataError
+from pipeline.artifacts.encoders import weights_by_content
+from pipeline.artifacts.evaluation import evaluation_set
+from pipeline.artifacts.manifest import Manifest, Part
+from pipeline.artifacts.samples import Samples
+from pipeline.artifacts.selection import SelectedRows
+from pipeline.artifacts.training import Training, metrics
+from pipeline.errors import StoppedError
+from pipeline.runtime.executor import fixed_number_of_ranks
+from pipeline.stages.costs import encoder_cost, train_flops
+from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
 from trainers.config import EvaluateConfig, TrainConfig
 from trainers.data.samples import SampleList
 from trainers.engine.layout import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
@@ -25,103 +31,136 @@ if TYPE_CHECKING:
     from trainers.evaluation.knn import EvaluationSet
 
 _WORTH_SAYING = 0.1
-EVALUATED = 4096
-"""Samples that encoders are measured on while they train, of the pool and of the held-out split each, at the most."""
+_MAX_EVALUATED = 4096
+"""Samples of the pool, and of the held-out split, that encoders are measured on while they train."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Stage):
     """The encoder (safetensors), the last checkpoint, and the metrics of every step.
 
-    With an input named "previous" training starts from that artifact's checkpoint. Where `config` asks for evaluations on the
-    way, `evaluate` says how; they and the encoders saved at them are for people, later stages take the last encoder.
+    With the input "previous" training starts from that artifact's checkpoint. Where `config` asks for evaluations on the way,
+    `evaluate` says how; they and the encoders saved at them are for people, later stages take the last encoder.
     """
 
     config: TrainConfig
     seed: int
     evaluate: EvaluateConfig
-    kind = "training"
+    name = "train"
+    makes = Training
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "samples": Input(Samples, made_into=("selection",)),
+        "selection": Input(SelectedRows),
+        "previous": Input(Training, optional=True),
+    }
 
     def settings(self) -> dict[str, Any]:
-        mix = [[identity(other.samples), identity(other.selection), other.weight] for other in self.config.mix]
-        return {"seed": self.seed, **by_content(self.config.deciding()), "mix": mix}
+        fields = weights_by_content(self.config.fingerprint_fields(), self.config.encoder)
+        if self.config.mix:
+            opened = [(Samples.open(o.samples), SelectedRows.open(o.selection), o.weight) for o in self.config.mix]
+            fields["mix"] = [[samples.fingerprint, selection.fingerprint, weight] for samples, selection, weight in opened]
+        return {"seed": self.seed, **fields}
 
-    def make(self, work: Work) -> Made:
-        samples, selection = work.inputs["samples"], work.inputs["selection"]
-        previous = work.inputs.get("previous")
-        for images, chosen in ((samples, selection), *((other.samples, other.selection) for other in self.config.mix)):
-            if not (chosen / TRAINING).exists() and (chosen / SELECTION).exists():
-                raise DataError(f"{chosen} has no training list. Select again with --samples.")
-            read_kind(images, "samples")
-            read_kind(chosen, "selection")
-        if previous:
-            read_kind(previous, "training")
-        ranks = self.num_ranks(work)
-        init_from = newest_checkpoint(previous / CHECKPOINTS) if previous else None
-        if previous and init_from is None:
-            raise DataError(f"{previous} has no checkpoint left to start from. Train it again, or start without it.")
-        stop_file = work.scratch / "stop"
-        evaluated_on = None
+    def make(self, context: StageContext) -> StageOutput:
+        samples: Samples = context.inputs["samples"]
+        training_list = context.inputs["selection"].training_list()
+        for other in self.config.mix:
+            SelectedRows.open(other.selection).training_list()
+        init_from = context.inputs["previous"].checkpoint() if "previous" in context.inputs else None
+        stop_file, evaluated_on = context.scratch / "stop", None
         if self.config.evaluate_every:
-            few = self.evaluate.model_copy(update={"max_samples": min(self.evaluate.max_samples, EVALUATED)})
-            evaluated_on = work.runtime.call(evaluation_set, few, self.seed, samples, gpu=False)
-        args = (self.config, selection / TRAINING, samples, work.out, self.seed, init_from, stop_file, evaluated_on)
-        board = TensorBoard(work.out) if self.config.tensorboard else None
+            few = self.evaluate.model_copy(update={"max_samples": min(self.evaluate.max_samples, _MAX_EVALUATED)})
+            evaluated_on = context.call(draw_evaluation_set, few, self.seed, samples.directory)
+        args = (self.config, training_list, samples.directory, context.out, self.seed, init_from, stop_file, evaluated_on)
+        last = self._follow(context, stop_file, *args)
+        if last is not None and not last.finished:
+            raise StoppedError(f"Saved at step {last.step:,} of {last.total_steps:,}, as a signal asked.")
+        return self._output(context.out, last)
+
+    def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
+        config, selection, samples = self.config, inputs["selection"], inputs["samples"]
+        mixed = sum(SelectedRows.open(other.selection).statistics["selected"] for other in config.mix)
+        exposures = config.epochs * (selection.rows + mixed)
+        crops = 2 + config.views.num_local
+        flops, decodes = exposures * train_flops(config), round(exposures * (1 + crops / 4))
+        cost, dim = encoder_cost(config.encoder)
+        if config.evaluate_every:
+            times = config.epochs / config.evaluate_every + 1
+            most = min(self.evaluate.max_samples, _MAX_EVALUATED)
+            measured = round(times * (min(samples.rows, most) + min(samples.held_out, most)))
+            flops, decodes = flops + measured * cost, decodes + measured
+        return Estimate(selection.rows, dim=dim, parts=4, flops=flops, decodes=decodes)
+
+    def describe(self, manifest: Manifest) -> str:
+        s = manifest.statistics
+        best = f", best encoder after {s['best']['step']:,}" if "best" in s else ""
+        return f"{s['steps']:,} steps, loss {s['final_loss']:.3f}{best}"
+
+    def progress(self, out: Path) -> str:
+        steps = sum(1 for _ in metrics(out))
+        return f"step {steps:,}" if steps else super().progress(out)
+
+    def _follow(self, context: StageContext, stop_file: Path, *args: object) -> TrainProgress | None:
+        """Train, and tell how it goes; the last that was told."""
+        ranks, console = self._num_ranks(context), context.executor.console
+        board = TensorBoard(context.out) if self.config.tensorboard else None
         last: TrainProgress | None = None
-        told = ""
-        with work.runtime.console.progress("train", 0, "steps") as meter, signals_make(stop_file):
-            for last in work.runtime.ranks(train_rank, ranks, *args, gpu=True):
+        verdict = ""
+        with console.progress("train", 0, "steps") as meter, stop_file_on_signal(stop_file):
+            for last in context.ranks(train_rank, ranks, *args):
                 note = f"{last.images_per_second:,.0f} images/s, loss {last.loss:.3f}"
                 if last.waiting > _WORTH_SAYING:
                     note += f", {last.waiting:.0%} of the time waiting for samples"
                 meter.move(last.step, last.total_steps, note)
-                if last.health.advice and last.health.verdict != told:
-                    work.runtime.console.say(f"  {last.health.verdict}: {last.health.advice}")
-                told = last.health.verdict
+                if last.health.advice and last.health.verdict != verdict:
+                    console.say(f"  {last.health.verdict}: {last.health.advice}")
+                verdict = last.health.verdict
                 for line in last.evaluations:
-                    work.runtime.console.say(f"  step {line['step']:,} (epoch {line['epoch']:.4g}): {in_words(line)}")
+                    console.say(f"  step {line['step']:,} (epoch {line['epoch']:.4g}): {in_words(line)}")
                 if board:
                     board.follow()
-        if last is not None and not last.finished:
-            raise StoppedError(f"Saved at step {last.step:,} of {last.total_steps:,}, as a signal asked.")
-        losses = [json.loads(line)["loss"] for line in (work.out / METRICS).open()]
+        return last
+
+    def _output(self, out: Path, last: TrainProgress | None) -> StageOutput:
+        losses = [line["loss"] for line in metrics(out)]
         steps = len(losses)
         if last is not None and last.step != steps:
             raise DataError(
-                f"{work.out / METRICS} has {steps:,} lines after {last.step:,} steps: something else wrote to it. See that "
-                f"no other process trains into {work.out}, delete that directory, and run again."
+                f"{out / METRICS} has {steps:,} lines after {last.step:,} steps: something else wrote to it. See that "
+                f"no other process trains into {out}, delete that directory, and run again."
             )
-        newest = newest_checkpoint(work.out / CHECKPOINTS)
+        newest = newest_checkpoint(out / CHECKPOINTS)
         assert newest is not None
-        for old in (work.out / CHECKPOINTS).iterdir():
+        for old in (out / CHECKPOINTS).iterdir():
             if old != newest:
                 shutil.rmtree(old)
         paths = [f"{CHECKPOINTS}/{newest.name}/{file.name}" for file in sorted(newest.iterdir())]
-        paths += [str(file.relative_to(work.out)) for file in sorted((work.out / ENCODERS).glob("step-*/*"))]
+        paths += [str(file.relative_to(out)) for file in sorted((out / ENCODERS).glob("step-*/*"))]
         lines = {METRICS: steps}
         statistics: dict[str, Any] = {"steps": steps, "samples_seen": steps * self.config.global_batch_size}
         statistics["final_loss"] = losses[-1]
-        if (work.out / BEST).exists():
-            evaluations = [json.loads(line) for line in (work.out / EVALUATIONS).open()]
-            best = (work.out / BEST).resolve().name
+        if (out / BEST).exists():
+            evaluations = [json.loads(line) for line in (out / EVALUATIONS).open()]
+            best = (out / BEST).resolve().name
             statistics["best"] = next(line for line in evaluations if f"step-{line['step']:08d}" == best)
             lines[EVALUATIONS] = len(evaluations)
         paths += [*lines, WEIGHTS, DESCRIPTION]
-        return Made([Part.of(work.out, path, lines.get(path, 0)) for path in paths], statistics)
+        return StageOutput([Part.describe(out, path, lines.get(path, 0)) for path in paths], statistics)
 
-    def num_ranks(self, work: Work) -> int:
-        """As configured, else one for each GPU, else one."""
-        gpus = int(work.runtime.resources().get("GPU", 0))
-        ranks = self.config.ranks or gpus or 1
-        if gpus and ranks > gpus:
-            raise ConfigError(f"train.ranks is {ranks}, but there are {gpus} GPUs. A GPU serves one rank: set fewer, or none.")
+    def _num_ranks(self, context: StageContext) -> int:
+        ranks = fixed_number_of_ranks(self.config.ranks, context.executor, context.resources)
         if self.config.global_batch_size % ranks:
             raise ConfigError(
                 f"train.global_batch_size {self.config.global_batch_size} is not a multiple of the {ranks} ranks this "
                 "cluster gives. Change it, or set train.ranks; the result depends on the global batch size only."
             )
         return ranks
+
+
+def draw_evaluation_set(config: EvaluateConfig, seed: int, samples: Path) -> "EvaluationSet":
+    """The samples that encoders are measured on while they train."""
+    return evaluation_set(config, seed, Samples.open(samples))
 
 
 def in_words(scores: dict[str, Any]) -> str:
@@ -131,7 +170,7 @@ def in_words(scores: dict[str, Any]) -> str:
 
 
 @contextmanager
-def signals_make(stop_file: Path) -> Iterator[None]:
+def stop_file_on_signal(stop_file: Path) -> Iterator[None]:
     """While this lasts, SIGTERM, SIGUSR1 and SIGUSR2 make `stop_file`, which the ranks look for, instead of ending the process.
 
     Schedulers send them before they take a machine away.
@@ -165,7 +204,10 @@ def train_rank(
 
     listed = SampleList.read(training_list, samples, config.label)
     if config.mix:
-        others = [(SampleList.read(o.selection / TRAINING, o.samples, config.label), o.weight) for o in config.mix]
+        others = [
+            (SampleList.read(SelectedRows.open(o.selection).training_list(), o.samples, config.label), o.weight)
+            for o in config.mix
+        ]
         listed = SampleList.mix([(listed, 1 - sum(weight for _, weight in others)), *others])
     yield from train(
         config,

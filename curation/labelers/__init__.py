@@ -1,0 +1,1 @@
+"""Labelers: pseudo-labels for every row of a pool. One file each, from its paper; all are called alike."""

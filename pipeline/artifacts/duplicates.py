@@ -1,0 +1,68 @@
+"""Duplicates: pairs of samples that are near-duplicates, and which rows of the pool are dropped for which."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.base.files import atomic_path
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.manifest import Part
+
+DUPLICATES = "duplicates.parquet"
+_EDGES_PREFIX = "edges-"
+EDGES_SCHEMA = pa.schema(
+    {
+        "row_id": pa.int64(),
+        "other_row_id": pa.int64(),
+        "held_out": pa.bool_(),  # whether the other row is
+        "similarity": pa.float32(),  # null where only the hashes tell
+        "bits": pa.int8(),  # in which perceptual hashes differ; null where the embeddings tell
+        "same": pa.bool_(),  # equal embeddings; n equal rows have n - 1 such edges, to the first of them
+    }
+)
+DROPPED_SCHEMA = pa.schema({"row_id": pa.int64(), "kept_row_id": pa.int64(), "reason": pa.string()})
+
+
+@dataclass(frozen=True)
+class Duplicates(Artifact):
+    """`edges-*.parquet`: near-duplicate pairs. `duplicates.parquet`: each dropped row, the row kept for it, and the reason."""
+
+    kind = "duplicates"
+
+    def dropped_row_ids(self) -> np.ndarray:
+        """(M,) int64: the rows that are dropped, ascending."""
+        return pq.read_table(self.path(DUPLICATES), columns=["row_id"])["row_id"].to_numpy()
+
+    def dropped(self) -> pa.Table:
+        """The table of dropped rows."""
+        return pq.read_table(self.path(DUPLICATES))
+
+    def edges(self) -> list[Path]:
+        """The files of pairs."""
+        return [self.path(part.path) for part in self.manifest.parts if part.path.startswith(_EDGES_PREFIX)]
+
+
+def edges_name(which: int | str) -> str:
+    """The file name of pairs: of a numbered range of clusters, or those found by other means."""
+    return f"{_EDGES_PREFIX}{which:06d}.parquet" if isinstance(which, int) else f"{_EDGES_PREFIX}{which}.parquet"
+
+
+def write_edges(out: Path, name: str, tables: Iterable[pa.Table]) -> Part:
+    """Write pairs as one part, a table at a time."""
+    num = 0
+    with atomic_path(out / name) as temporary, pq.ParquetWriter(temporary, EDGES_SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+            num += table.num_rows
+    return Part.describe(out, name, num)
+
+
+def write_dropped(out: Path, dropped: pa.Table) -> Part:
+    """Write the table of dropped rows."""
+    with atomic_path(out / DUPLICATES) as temporary:
+        pq.write_table(dropped, temporary, compression="zstd")
+    return Part.describe(out, DUPLICATES, dropped.num_rows)

@@ -1,0 +1,30 @@
+"""Settings of rounds: a class for each type of round."""
+
+from typing import Any, Literal
+
+from curation.base.config import Config
+
+Overrides = dict[str, Any]
+
+
+class CurateConfig(Config):
+    """A curation round: embed, cluster, dedup, label, select, train, evaluate.
+
+    Each section holds what differs in this round from the section of the run.
+    """
+
+    type: Literal["curate"] = "curate"
+    embed: Overrides | None = None
+    cluster: Overrides | None = None
+    dedup: Overrides | None = None
+    label: Overrides | None = None
+    select: Overrides | None = None
+    train: Overrides | None = None
+    evaluate: Overrides | None = None
+
+    def overrides(self) -> dict[str, Overrides | None]:
+        """The sections that were given."""
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set - {"type"})}
+
+
+RoundConfig = CurateConfig
