@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.runtime.console import Console
-from pipeline.runtime.ray_executor import Runtime
+from pipeline.runtime.inline import InlineExecutor
+from pipeline.runtime.ray_executor import RayExecutor
 from tests.helpers import TINY, windrow, words, write_images
 
 
@@ -21,10 +22,16 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session")
-def runtime() -> Iterator[Runtime]:
-    """Ray for the stages that a test calls itself: one for each process of pytest, as a process can have no second."""
-    with Runtime(Console(quiet=True)) as runtime:
-        yield runtime
+def ray() -> Iterator[RayExecutor]:
+    """Ray, for what is about Ray: one for each process of pytest, as a process can have no second."""
+    with RayExecutor(Console(quiet=True)) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def executor() -> InlineExecutor:
+    """This process, for the stages that a test calls itself."""
+    return InlineExecutor(Console(quiet=True))
 
 
 @dataclass(frozen=True)

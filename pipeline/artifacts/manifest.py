@@ -81,8 +81,7 @@ class Manifest(_Record):
             raise DataError(f"{directory} {state}. Run the stage that makes it first.") from None
         except (ValueError, OSError) as error:
             raise DataError(f"{path} is not a manifest of this program: {error}") from error
-        number = content.get("format", FORMAT) if isinstance(content, dict) else None
-        if number != FORMAT or "schema_version" in content:
+        if isinstance(content, dict) and (content.get("format", FORMAT) != FORMAT or "schema_version" in content):
             raise DataError(
                 f"{directory} was made by another version of windrow, whose artifacts this version cannot read. "
                 "Run the stage that makes it again."

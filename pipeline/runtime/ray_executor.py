@@ -68,7 +68,7 @@ class RayExecutor:
         """As `Executor.call`."""
         ray = self._ray()
         task = whole_machine(self._machines(), resources, on_gpu=on_gpu)
-        value: T = result(ray, ray.remote(**task.options(), max_retries=3)(function).remote(*args))
+        value: T = result(ray, ray.remote(**task.options(), max_retries=3)(_call).remote(function, args))
         return value
 
     def ranks(
@@ -115,6 +115,11 @@ class RayExecutor:
             ray.init(**options)
             self._connected = True
         return ray
+
+
+def _call(function: Callable[..., T], args: tuple[object, ...]) -> T:
+    """`function(*args)`; what Ray calls must be a plain function."""
+    return function(*args)
 
 
 def _call_each(function: Callable[..., object], calls: Sequence[tuple[object, ...]]) -> Iterator[None]:

@@ -9,15 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from curation.base.errors import ConfigError, DataError, StaleArtifactError
+from curation.base.errors import ConfigError, DataError
 from curation.dedup.config import DedupConfig
 from curation.kmeans.config import ClusterConfig
 from curation.selectors.config import BalancedConfig
-from pipeline.runtime.ray_executor import Runtime
+from pipeline.errors import StaleArtifactError
+from pipeline.rounds.run import run_stage
+from pipeline.runtime.inline import InlineExecutor
 from pipeline.stages.cluster import Cluster
 from pipeline.stages.dedup import Dedup
 from pipeline.stages.select import Select
-from pipeline.stages.stage import run_stage
 from tests.helpers import windrow
 
 pytestmark = pytest.mark.xdist_group("stages")
@@ -33,11 +34,11 @@ def planted(num: int = 600, copies: int = 60, dim: int = 16) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def clustered(tmp_path_factory: pytest.TempPathFactory, runtime: Runtime) -> Path:
+def clustered(tmp_path_factory: pytest.TempPathFactory, executor: InlineExecutor) -> Path:
     place = tmp_path_factory.mktemp("own")
     np.save(place / "mine.npy", planted())
     config = ClusterConfig(levels=(30, 5), resampling_steps=2)
-    run_stage(Cluster(config, 0), place / "clusters", {"embeddings": place / "mine.npy"}, runtime)
+    run_stage(Cluster(config, 0), place / "clusters", {"embeddings": place / "mine.npy"}, executor)
     return place
 
 
@@ -47,17 +48,17 @@ class Deduplicate:
 
     place: Path
     out: Path
-    runtime: Runtime
+    executor: InlineExecutor
 
     def __call__(self, name: str, inputs: dict[str, Path] | None = None, **settings: Any) -> Path:
         given = {"embeddings": self.place / "mine.npy", "clusters": self.place / "clusters", **(inputs or {})}
-        run_stage(Dedup(DedupConfig(**settings)), self.out / name, given, self.runtime)
+        run_stage(Dedup(DedupConfig(**settings)), self.out / name, given, self.executor)
         return self.out / name
 
 
 @pytest.fixture
-def deduplicate(clustered: Path, tmp_path: Path, runtime: Runtime) -> Deduplicate:
-    return Deduplicate(clustered, tmp_path, runtime)
+def deduplicate(clustered: Path, tmp_path: Path, executor: InlineExecutor) -> Deduplicate:
+    return Deduplicate(clustered, tmp_path, executor)
 
 
 def test_near_duplicates_are_found_and_left_out_of_the_selection(tmp_path: Path) -> None:
@@ -65,8 +66,8 @@ def test_near_duplicates_are_found_and_left_out_of_the_selection(tmp_path: Path)
     np.save(tmp_path / "mine.npy", planted())
     place = str(tmp_path)
     verbs = (
-        ["cluster", "mine.npy", "clusters", "levels=[30,5]", "resampling_steps=2"],
-        ["dedup", "mine.npy", "clusters", "duplicates", "similarity=0.98"],
+        ["cluster", "mine.npy", "clusters", "levels=[30,5]", "resampling_steps=2", "--inline"],
+        ["dedup", "mine.npy", "clusters", "duplicates", "similarity=0.98", "--inline"],
         ["select", "clusters", "selection", "--duplicates", "duplicates", "--embeddings", "mine.npy", "fraction=0.9"],
     )
     for verb, *arguments in verbs:
@@ -97,27 +98,27 @@ def statistics(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "manifest.json").read_text())["statistics"]
 
 
-def test_other_files_are_another_input(tmp_path: Path, runtime: Runtime) -> None:
+def test_other_files_are_another_input(tmp_path: Path, executor: InlineExecutor) -> None:
     stage = Cluster(ClusterConfig(levels=(30, 5), resampling_steps=0), 0)
     inputs = {"embeddings": tmp_path / "mine.npy"}
     np.save(tmp_path / "mine.npy", planted())
-    first = run_stage(stage, tmp_path / "clusters", inputs, runtime)
-    assert run_stage(stage, tmp_path / "clusters", inputs, runtime) == first
+    first = run_stage(stage, tmp_path / "clusters", inputs, executor)
+    assert run_stage(stage, tmp_path / "clusters", inputs, executor) == first
     np.save(tmp_path / "mine.npy", planted()[:500])
     with pytest.raises(StaleArtifactError, match="its embeddings changed"):
-        run_stage(stage, tmp_path / "clusters", inputs, runtime)
+        run_stage(stage, tmp_path / "clusters", inputs, executor)
 
 
 def test_deduplication_needs_directions(deduplicate: Deduplicate, tmp_path: Path) -> None:
     config = ClusterConfig(levels=(30,), normalize=False, resampling_steps=0)
-    run_stage(Cluster(config, 0), tmp_path / "clusters", {"embeddings": deduplicate.place / "mine.npy"}, deduplicate.runtime)
+    run_stage(Cluster(config, 0), tmp_path / "clusters", {"embeddings": deduplicate.place / "mine.npy"}, deduplicate.executor)
     with pytest.raises(ConfigError, match="normalize=true"):
         deduplicate("refused", {"clusters": tmp_path / "clusters"})
 
 
-def test_members_and_repeats_are_settings(clustered: Path, tmp_path: Path, runtime: Runtime) -> None:
+def test_members_and_repeats_are_settings(clustered: Path, tmp_path: Path, executor: InlineExecutor) -> None:
     config = BalancedConfig(budget=900, members="closest", max_repeats=2)
-    run_stage(Select(config, 0), tmp_path / "out", {"clusters": clustered / "clusters"}, runtime)
+    run_stage(Select(config, 0), tmp_path / "out", {"clusters": clustered / "clusters"}, executor)
     table = pq.read_table(tmp_path / "out" / "selection.parquet")
     assert sum(table["repeats"].to_pylist()) == 900
     assert max(table["repeats"].to_pylist()) == 2
@@ -175,4 +176,4 @@ def test_a_selection_from_nothing_is_refused(deduplicate: Deduplicate, tmp_path:
     out = deduplicate("out", {"held_out": deduplicate.place / "mine.npy"}, similarity=0.9)
     inputs = {"clusters": deduplicate.place / "clusters", "duplicates": out}
     with pytest.raises(DataError, match="similarity"):
-        run_stage(Select(BalancedConfig(budget=10), 0), tmp_path / "selection", inputs, deduplicate.runtime)
+        run_stage(Select(BalancedConfig(budget=10), 0), tmp_path / "selection", inputs, deduplicate.executor)

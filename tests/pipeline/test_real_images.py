@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts.manifest import Manifest
-from pipeline.stages.shard import read_index
+from pipeline.artifacts.samples import Samples
+from pipeline.artifacts.splits import HELD_OUT, POOL
 from tests.helpers import SHARED_DATA, windrow
 from trainers.data.decoding import decode, decode_window
 from trainers.data.restart_markers import with_restarts
-from trainers.data.samples import PLACE, SampleList, ShardReader
+from trainers.data.samples import ShardReader
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -23,11 +23,11 @@ def needs(name: str) -> pytest.MarkDecorator:
 def test_all_of_cifar10_from_its_archive(tmp_path: Path) -> None:
     done = windrow("shard", str(SHARED_DATA / "cifar10.tar.gz"), f"{tmp_path}/samples")
     assert done.returncode == 0, done.stderr
-    found = Manifest.read(tmp_path / "samples").statistics
+    found = Samples.open(tmp_path / "samples").statistics
     assert found["files"] == 60_000
     assert set(found["rejected"]) <= {"duplicate"}
     assert found["pool"] + found["held_out"] + sum(found["rejected"].values()) == 60_000
-    index = read_index(tmp_path / "samples", "test", ["label", "width"])
+    index = Samples.open(tmp_path / "samples").index(HELD_OUT, ["label", "width"])
     assert set(index["width"].to_pylist()) == {32}
     assert len(set(index["label"].to_pylist())) == 10
 
@@ -36,11 +36,11 @@ def test_all_of_cifar10_from_its_archive(tmp_path: Path) -> None:
 def test_photographs_of_all_sizes(tmp_path: Path) -> None:
     done = windrow("shard", str(SHARED_DATA / "photos1000.tar"), f"{tmp_path}/samples", "samples_per_shard=400")
     assert done.returncode == 0, done.stderr
-    found = Manifest.read(tmp_path / "samples").statistics
+    found = Samples.open(tmp_path / "samples").statistics
     assert found["pool"] + sum(found["rejected"].values()) == 1000
     assert found["pool"] > 990
-    assert len(list((tmp_path / "samples").glob("train-*.tar"))) == 3
-    samples = SampleList.of(read_index(tmp_path / "samples", "train", PLACE), tmp_path / "samples")
+    assert len(list((tmp_path / "samples").glob("shard-*.tar"))) == 3
+    samples = Samples.open(tmp_path / "samples").sample_list(POOL)
     reader = ShardReader(samples)
     sizes = pq.read_table(tmp_path / "samples" / "index", columns=["width", "height"])
     for index in (0, 401, len(samples) - 1):

@@ -21,10 +21,14 @@ from safetensors.torch import load_file
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
 from launch.config.load import load_run
+from pipeline.artifacts.embeddings import Embeddings
 from pipeline.artifacts.manifest import Manifest, Part
+from pipeline.artifacts.samples import Samples
+from pipeline.artifacts.splits import POOL
 from pipeline.rounds.graph import steps
 from tests.conftest import FinishedRun
 from tests.helpers import TINY, WINDROW, Killable, windrow, words
+from trainers.data.samples import PLACE
 
 pytestmark = pytest.mark.xdist_group("run")
 
@@ -44,38 +48,64 @@ def test_plain_webdataset_reads_the_shards(tiny_run: FinishedRun) -> None:
     assert any(getattr(value, "shape", None) == (20, 24, 3) for value in decoded.values())
 
 
-def test_bad_files_are_set_aside_with_their_reasons(tiny_run: FinishedRun) -> None:
-    rejects = pq.read_table(tiny_run.directory / "samples" / "rejects.parquet").to_pylist()
-    reasons = {row["source"]: row["reason"] for row in rejects}
-    assert reasons["train/empty.jpg"] == "empty file"
-    assert reasons["train/cut.png"].startswith("corrupt image")
-    assert reasons["train/class 0/0000.png"] == "duplicate of train/class 0/0000 copy.png"
-    assert reasons["train/leak.jpg"] == "duplicate of test/class 0/0003.jpg"  # the held-out one stays
-    assert reasons["thumbnails/train/class 0/0000.png"] == "too small: 10 x 6 pixels"
-    index = pa.concat_tables([pq.read_table(path) for path in sorted((tiny_run.directory / "samples" / "index").iterdir())])
-    by_split = {split: [r["row_id"] for r in index.to_pylist() if r["split"] == split] for split in ("train", "test")}
-    assert sorted(by_split["train"]) == list(range(36))
-    assert sorted(by_split["test"]) == list(range(36, 48))
+def test_bad_files_are_set_aside_with_their_reasons(tiny_run: FinishedRun, tiny_images: Path) -> None:
+    rejects = {row["source"]: row for row in pq.read_table(tiny_run.directory / "samples" / "rejects.parquet").to_pylist()}
+    reasons = {source: (row["reason"], row["detail"] or row["kept_source"] or "") for source, row in rejects.items()}
+    assert reasons == {
+        "train/empty.jpg": ("empty file", ""),
+        "train/cut.png": ("corrupt image", "OSError"),
+        "train/class 0/0000.png": ("duplicate", "train/class 0/0000 copy.png"),
+        "train/leak.jpg": ("duplicate", "test/class 0/0003.jpg"),  # the held-out one stays
+        "thumbnails/train/class 0/0000.png": ("too small", "10 x 6 pixels"),
+    }
+    for source, row in rejects.items():
+        assert (row["url"], row["offset"], row["size"]) == (f"{tiny_images}/{source}", 0, (tiny_images / source).stat().st_size)
+
+
+def test_row_ids_follow_the_source_whatever_the_split(tiny_run: FinishedRun) -> None:
+    files = sorted((tiny_run.directory / "samples" / "index").iterdir())
+    tables = [pq.read_table(path).to_pylist() for path in files]
+    index = sorted((row for table in tables for row in table), key=lambda row: row["row_id"])
+    assert [row["row_id"] for row in index] == list(range(48))
+    assert [row["split"] for row in index].count("test") == 12
+    assert {row["generation"] for row in index} == {0}
+    for folder in ("train/class 0", "test/class 1"):
+        sources = [row["source"] for row in index if row["source"].startswith(folder)]
+        assert sources == sorted(sources)
+    for table in tables:
+        assert len({row["split"] for row in table}) == 1
+        assert [row["row_id"] for row in table] == sorted(row["row_id"] for row in table)
+    held_out = [row["row_id"] for row in index if row["split"] == "test"]
+    assert min(held_out) < max(row["row_id"] for row in index if row["split"] == "train")
 
 
 def test_pyarrow_and_numpy_read_every_table(tiny_run: FinishedRun) -> None:
     place = tiny_run.directory / "round-1"
-    pool = Manifest.read(tiny_run.directory / "samples").statistics["pool"]
-    tables = [pa.ipc.open_file(path).read_all() for path in sorted((place / "embed").glob("train-*.arrow"))]
+    samples = Samples.open(tiny_run.directory / "samples")
+    tables = [pa.ipc.open_file(path).read_all() for path in Embeddings.open(place / "embed").files(POOL)]
     embeddings = pa.concat_tables(tables)
-    assert embeddings["row_id"].to_pylist() == list(range(pool))
+    pool = samples.index(POOL, ["row_id"])["row_id"].to_pylist()
+    assert embeddings["row_id"].to_pylist() == pool == np.load(place / "cluster" / "row_id.npy").tolist()
+    files = sorted((place / "embed").glob("*.arrow"))
+    assert sum(pa.ipc.open_file(path).read_all().num_rows for path in files) == 48
     assert embeddings.schema.field("embedding").type == pa.list_(pa.float16(), 16)
     selection = pq.read_table(place / "select" / "selection.parquet")
-    assert selection.num_rows == round(pool / 2)
+    assert selection.num_rows == round(len(pool) / 2)
     training = pq.read_table(place / "select" / "training.parquet").to_pylist()
     assert [row["row_id"] for row in training] == selection["row_id"].to_pylist()
     assert {"shard", "offset", "size", "crc32", "repeats", "level_1", "level_2"} <= set(training[0])
-    labels = pq.read_table(place / "select" / "pseudo-labels.parquet")
+    labels = pq.read_table(place / "label" / "labels.parquet")
+    assert labels["row_id"].to_pylist() == pool
     assignment = np.load(place / "cluster" / "level-1" / "assignment.npy")
     assert labels["level_1"].to_pylist() == assignment.tolist()
     upper = np.load(place / "cluster" / "level-2" / "assignment.npy")
     assert labels["level_2"].to_pylist() == upper[assignment].tolist()
     assert "label" not in training[0]
+    places = {row["row_id"]: row for row in samples.index(POOL, PLACE).to_pylist()}
+    label_of = {row["row_id"]: row for row in labels.to_pylist()}
+    for row in training:
+        assert {name: row[name] for name in PLACE} == places[row["row_id"]]
+        assert (row["level_1"], row["level_2"]) == (label_of[row["row_id"]]["level_1"], label_of[row["row_id"]]["level_2"])
 
 
 def test_torch_and_safetensors_read_the_weights(tiny_run: FinishedRun) -> None:
@@ -100,7 +130,7 @@ def test_clusters_are_compared_with_the_classes(tiny_run: FinishedRun) -> None:
     measured = Manifest.read(tiny_run.directory / "round-1" / "evaluate").statistics["class_agreement"]
     index = pa.concat_tables([pq.read_table(path) for path in sorted((tiny_run.directory / "samples" / "index").iterdir())])
     classes = {row["row_id"]: row["label"] for row in index.to_pylist() if row["split"] == "train"}
-    clusters = pq.read_table(tiny_run.directory / "round-1" / "select" / "pseudo-labels.parquet").to_pydict()
+    clusters = pq.read_table(tiny_run.directory / "round-1" / "label" / "labels.parquet").to_pydict()
     labels = [classes[row] for row in clusters.pop("row_id")]
     for name, level in clusters.items():
         assert measured[name]["nmi"] == pytest.approx(normalized_mutual_info_score(labels, level))
@@ -112,7 +142,7 @@ def test_clusters_are_compared_with_the_classes(tiny_run: FinishedRun) -> None:
 def test_every_part_is_what_its_manifest_says(tiny_run: FinishedRun) -> None:
     for path in tiny_run.directory.rglob("manifest.json"):
         for part in Manifest.read(path.parent).parts:
-            assert Part.of(path.parent, part.path, part.num_rows) == part
+            assert Part.describe(path.parent, part.path, part.num_rows, split=part.split, row_ids=part.row_ids) == part
 
 
 def test_what_will_run_is_known_beforehand(tiny_run: FinishedRun) -> None:
@@ -124,7 +154,7 @@ def test_the_same_command_again_does_nothing(tiny_run: FinishedRun) -> None:
     before = _state(tiny_run.directory)
     again = windrow("run", str(tiny_run.directory / "config.yaml"))
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("finished already") == 12
+    assert again.stderr.count("finished already") == 14
     assert _state(tiny_run.directory) == before
 
 
@@ -148,14 +178,14 @@ def test_other_settings_are_refused_or_set_aside(tiny_run: FinishedRun, tmp_path
 def test_status_and_plan_tell_the_truth(tiny_run: FinishedRun, tmp_path: Path) -> None:
     status = windrow("status", str(tiny_run.directory))
     assert status.returncode == 0
-    assert status.stdout.count("finished") == 12
+    assert status.stdout.count("finished") == 14
     pool = Manifest.read(tiny_run.directory / "samples").statistics["pool"]
     assert f"pool {pool}, held out 12, set aside 5" in status.stdout
     planned = windrow("plan", str(tiny_run.config), f"run_dir={tmp_path}/none", *words(TINY))
     assert planned.returncode == 0, planned.stderr
-    assert planned.stdout.count("to do") == 12
+    assert planned.stdout.count("to do") == 14
     deduplicated = windrow("plan", str(tiny_run.config), f"run_dir={tmp_path}/none", *words(TINY), "dedup.similarity=0.9")
-    assert deduplicated.stdout.count("to do") == 14, deduplicated.stderr
+    assert deduplicated.stdout.count("to do") == 16, deduplicated.stderr
     assert "round-1/dedup" in deduplicated.stdout
     assert not (tmp_path / "none").exists()
 
@@ -171,7 +201,7 @@ def test_stage_verbs_make_what_a_run_makes(tiny_run: FinishedRun, tiny_images: P
     ):
         done = windrow(*command)
         assert done.returncode == 0, done.stderr
-    assert (out / "samples" / "train-000000.tar").read_bytes() == (place / "samples" / "train-000000.tar").read_bytes()
+    assert (out / "samples" / "shard-000000.tar").read_bytes() == (place / "samples" / "shard-000000.tar").read_bytes()
     assert Manifest.read(out / "samples").fingerprint == Manifest.read(place / "samples").fingerprint
     assert pq.read_table(out / "select" / "selection.parquet").num_rows == 18
     scored = windrow("evaluate", f"{out}/samples", str(place / "round-0" / "train"), f"{out}/evaluate")
@@ -250,7 +280,7 @@ def test_killed_in_every_stage_a_run_ends_with_the_same_bits(tiny_run: FinishedR
     for name, following in itertools.zip_longest(names, names[1:]):
         # Once as the stage begins and once anywhere in it, at the latest when the next begins: that one has kills of its
         # own. A selection takes milliseconds and must be hit at once.
-        for latest in (0.0, 0.0) if name.endswith("select") else (0.3, 8.0):
+        for latest in (0.0, 0.0) if name.endswith(("select", "label")) else (0.3, 8.0):
             if (run_dir / name / "manifest.json").exists():
                 break  # the last kill came just too late for it
             running = Killable(command, tmp_path / "log")
@@ -307,6 +337,6 @@ def _state(run_dir: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_nothing_in_a_shard_tells_when_or_by_whom_it_was_made(tiny_run: FinishedRun) -> None:
-    with tarfile.open(tiny_run.directory / "samples" / "train-000000.tar") as tar:
+    with tarfile.open(tiny_run.directory / "samples" / "shard-000000.tar") as tar:
         for member in tar:
             assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")

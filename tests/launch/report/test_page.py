@@ -13,7 +13,7 @@ from launch.report import pictures
 from pipeline.artifacts.manifest import Manifest
 from pipeline.config import RunConfig
 from pipeline.rounds.graph import steps
-from pipeline.runtime.ray_executor import Runtime
+from pipeline.runtime.inline import InlineExecutor
 from pipeline.stages.stage import run_step
 
 pytestmark = pytest.mark.xdist_group("report")  # one pair of runs for all of them
@@ -21,16 +21,16 @@ STAGES = ("samples", "round-0/embed", "round-0/cluster", "round-0/select")
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory, runtime: Runtime) -> Path:
+def labelled(tmp_path_factory: pytest.TempPathFactory, executor: InlineExecutor) -> Path:
     return make_run(tmp_path_factory.mktemp("labelled"), runtime, folders=("train/dark", "train/light"))
 
 
 @pytest.fixture(scope="module")
-def unlabelled(tmp_path_factory: pytest.TempPathFactory, runtime: Runtime) -> Path:
+def unlabelled(tmp_path_factory: pytest.TempPathFactory, executor: InlineExecutor) -> Path:
     return make_run(tmp_path_factory.mktemp("unlabelled"), runtime, folders=(".",))
 
 
-def make_run(directory: Path, runtime: Runtime, folders: tuple[str, ...]) -> Path:
+def make_run(directory: Path, executor: InlineExecutor, folders: tuple[str, ...]) -> Path:
     """Run the stages up to the first selection on 40 good images, 3 copies, 2 small ones, 1 broken and 1 empty one."""
     source, run_dir = directory / "images", directory / "run"
     random = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def make_run(directory: Path, runtime: Runtime, folders: tuple[str, ...]) -> Pat
     config = write_config(run_dir, source)
     for step in steps(config):
         if step.name in STAGES:
-            run_step(step, run_dir, runtime)
+            run_step(step, run_dir, executor)
     return run_dir
 
 

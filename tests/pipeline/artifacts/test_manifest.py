@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from curation.base.errors import DataError
-from pipeline.artifacts.manifest import Manifest, fingerprint, read_kind
-from pipeline.config import EmbedConfig
+from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.samples import Samples
+from pipeline.rounds.graph import Step
+from pipeline.stages.config import EmbedConfig
 from pipeline.stages.embed import Embed
 from pipeline.stages.train import Train
 from trainers.config import EvaluateConfig, TimmConfig, TrainConfig
@@ -15,7 +17,7 @@ def fingerprints(weights: Path) -> list[str]:
     encoder = TimmConfig(weights=weights)
     train = Train(TrainConfig(encoder=encoder), 0, EvaluateConfig())
     embed = Embed(EmbedConfig(encoder=encoder), 0, has_encoder=False)
-    return [fingerprint(stage.kind, stage.settings(), {}) for stage in (train, embed)]
+    return [Step("step", stage).fingerprint for stage in (train, embed)]
 
 
 def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
@@ -35,12 +37,24 @@ def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
 
 
 def test_an_artifact_of_another_version_is_refused(tmp_path: Path) -> None:
-    made = Manifest(kind="samples", fingerprint="", settings={}, parents={})
-    made.write(tmp_path)
-    assert read_kind(tmp_path, "samples") == made
-    made.model_copy(update={"schema_version": 1}).write(tmp_path)
-    with pytest.raises(DataError, match=r"in format 1 of artifacts, this version of windrow in 2\. Run the stage"):
-        read_kind(tmp_path, "samples")
+    layout = Samples.layout
+    manifest = Manifest(
+        kind="samples", layout=layout, version=1, fingerprint="", settings={}, parents={}, ancestors={}, statistics={}
+    )
+    manifest.write(tmp_path)
+    assert Samples.open(tmp_path).manifest == manifest
+    manifest.model_copy(update={"layout": layout - 1}).write(tmp_path)
+    with pytest.raises(DataError, match=rf"holds samples in layout {layout - 1}; .* reads layout {layout}\. Run the stage"):
+        Samples.open(tmp_path)
+    manifest.model_copy(update={"format": 2}).write(tmp_path)
+    with pytest.raises(DataError, match="made by another version of windrow"):
+        Samples.open(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"kind": "samples", "schema_version": 2}')
+    with pytest.raises(DataError, match="made by another version of windrow"):
+        Samples.open(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(DataError, match="manifest"):
+        Samples.open(tmp_path)
 
 
 def test_evaluating_on_the_way_is_no_other_training() -> None:

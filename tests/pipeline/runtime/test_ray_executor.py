@@ -13,7 +13,8 @@ import pytest
 
 from curation.base.errors import DataError
 from pipeline.artifacts.manifest import Manifest
-from pipeline.runtime.ray_executor import Runtime
+from pipeline.runtime.config import Resources
+from pipeline.runtime.ray_executor import RayExecutor
 from tests.helpers import WINDROW, windrow, write_images
 from trainers.engine.parallel import ranks_here
 
@@ -57,9 +58,9 @@ def test_a_stage_runs_on_the_users_cluster(ray_cluster: str, tmp_path: Path) -> 
     assert here.returncode == 0, here.stderr
     assert Manifest.read(tmp_path / "there") == Manifest.read(tmp_path / "here")
     program = (
-        "from pipeline.runtime.console import Console; from pipeline.runtime.ray_executor import Runtime; "
+        "from pipeline.runtime.console import Console; from pipeline.runtime.ray_executor import RayExecutor; from pipeline.runtime.config import Resources; "
         "from tests.pipeline.runtime.test_ray_executor import whereabouts; "
-        "print(*Runtime(Console(quiet=True)).ranks(whereabouts, 4, gpu=False))"
+        "print(*RayExecutor(Console(quiet=True)).ranks(whereabouts, 4, resources=Resources(gpus=0), on_gpu=False))"
     )
     asked = [sys.executable, "-c", program]
     said = subprocess.run(asked, env={**OPEN, "RAY_ADDRESS": ray_cluster}, capture_output=True, text=True, check=True).stdout
@@ -67,9 +68,10 @@ def test_a_stage_runs_on_the_users_cluster(ray_cluster: str, tmp_path: Path) -> 
 
     program = (
         "import sys; from pathlib import Path; from pipeline.runtime.console import Console; "
-        "from pipeline.runtime.ray_executor import Runtime; from tests.pipeline.runtime.test_ray_executor import note; "
+        "from pipeline.runtime.ray_executor import RayExecutor; from pipeline.runtime.config import Resources; from tests.pipeline.runtime.test_ray_executor import note; "
         " calls = [(Path(sys.argv[1]), number) for number in range(16)]; "
-        "Runtime(Console(quiet=True)).map(note, calls, weights=[1] * 16, done=0, label='test', unit='calls', gpu=True)"
+        "ends = RayExecutor(Console(quiet=True)).map(note, calls, resources=Resources(), on_gpu=True); "
+        "assert sorted(ends) == list(range(16))"
     )
     (tmp_path / "notes").mkdir()
     subprocess.run([sys.executable, "-c", program, tmp_path / "notes"], env={**OPEN, "RAY_ADDRESS": ray_cluster}, check=True)
@@ -124,8 +126,8 @@ def _die_once(marker: Path) -> None:
     marker.with_suffix(".done").touch()
 
 
-def test_one_failing_rank_ends_all_with_its_own_words_and_a_lost_worker_is_replaced(tmp_path: Path, runtime: Runtime) -> None:
+def test_one_failing_rank_ends_all_with_its_own_words_and_a_lost_worker_is_replaced(tmp_path: Path, ray: RayExecutor) -> None:
     with pytest.raises(DataError, match="rank one has had enough"):
-        list(runtime.ranks(_fail_on_rank_one, 2, gpu=False))
-    runtime.map(_die_once, [(tmp_path / "x",)], weights=[1], done=0, label="test", unit="calls", gpu=False)
+        list(ray.ranks(_fail_on_rank_one, 2, resources=Resources(), on_gpu=False))
+    assert list(ray.map(_die_once, [(tmp_path / "x",)], resources=Resources(), on_gpu=False)) == [0]
     assert (tmp_path / "x.done").exists()

@@ -11,21 +11,23 @@ from PIL import Image
 
 from curation.dedup.config import DedupConfig
 from curation.kmeans.config import ClusterConfig
-from pipeline.config import EmbedConfig, ImagesConfig, ShardConfig
-from pipeline.runtime.ray_executor import Runtime
-from pipeline.stages import dedup
+from pipeline.deduplication import decide as deciding
+from pipeline.deduplication.joined import JoinedRows
+from pipeline.rounds.run import run_stage
+from pipeline.runtime.inline import InlineExecutor
+from pipeline.sources.config import ImagesConfig
 from pipeline.stages.cluster import Cluster
+from pipeline.stages.config import EmbedConfig, ShardConfig
 from pipeline.stages.dedup import Dedup
 from pipeline.stages.embed import Embed
 from pipeline.stages.shard import Shard
-from pipeline.stages.stage import Work, run_stage
 from trainers.config import PixelsConfig
 
 pytestmark = pytest.mark.xdist_group("stages")
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, runtime: Runtime) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, executor: InlineExecutor) -> Path:
     """Forty photographs of noise blobs; the first ten again as JPEGs half the size; the next five held out again, brighter."""
     root = tmp_path_factory.mktemp("images")
     draws = np.random.default_rng(0)
@@ -42,10 +44,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, runtime: Runtime) -> Path
     Image.new("RGB", (64, 64), "black").save(root / "source" / "train" / "black.png")
     Image.new("RGB", (64, 64), "white").save(root / "source" / "train" / "white.png")
     shard, embed = ShardConfig(samples_per_shard=20), EmbedConfig(encoder=PixelsConfig(dim=16))
-    run_stage(Shard(shard, ImagesConfig(path=root / "source")), root / "samples", {}, runtime)
-    run_stage(Embed(embed, 0, has_encoder=False), root / "embeddings", {"samples": root / "samples"}, runtime)
+    run_stage(Shard(shard, ImagesConfig(path=root / "source")), root / "samples", {}, executor)
+    run_stage(Embed(embed, 0, has_encoder=False), root / "embeddings", {"samples": root / "samples"}, executor)
     cluster = ClusterConfig(levels=(6,), resampling_steps=0)
-    run_stage(Cluster(cluster, 0), root / "clusters", {"embeddings": root / "embeddings"}, runtime)
+    run_stage(Cluster(cluster, 0), root / "clusters", {"embeddings": root / "embeddings"}, executor)
     return root
 
 
@@ -54,17 +56,17 @@ def names(root: Path) -> dict[int, str]:
     return {row["row_id"]: row["source"] for table in tables for row in table.to_pylist()}
 
 
-def run(root: Path, runtime: Runtime, out: str, **settings: Any) -> list[tuple[str, str, str]]:
+def run(root: Path, executor: InlineExecutor, out: str, **settings: Any) -> list[tuple[str, str, str]]:
     """Dropped file, the file it goes for, and the reason."""
     inputs = {name: root / name for name in ("embeddings", "clusters", "samples")}
-    run_stage(Dedup(DedupConfig(**settings)), root / out, inputs, runtime)
+    run_stage(Dedup(DedupConfig(**settings)), root / out, inputs, executor)
     found = pq.read_table(root / out / "duplicates.parquet").to_pylist()
     known = names(root)
     return [(known[row["row_id"]], known[row["kept_row_id"]], row["reason"]) for row in found]
 
 
-def test_hashes_find_the_same_picture_in_another_file(prepared: Path, runtime: Runtime) -> None:
-    found = run(prepared, runtime, "hashes", similarity=0.9999, hash_bits=10, keep="largest")
+def test_hashes_find_the_same_picture_in_another_file(prepared: Path, executor: InlineExecutor) -> None:
+    found = run(prepared, executor, "hashes", similarity=0.9999, hash_bits=10, keep="largest")
     assert {(gone, kept) for gone, kept, why in found if why == "near-duplicate"} == {
         (f"train/{n:02d} small.jpg", f"train/{n:02d}.png") for n in range(10)
     }
@@ -73,8 +75,8 @@ def test_hashes_find_the_same_picture_in_another_file(prepared: Path, runtime: R
     }
 
 
-def test_without_hashes_the_embeddings_tell(prepared: Path, runtime: Runtime) -> None:
-    found = run(prepared, runtime, "embeddings-only", similarity=0.98, hash_bits=None, protect=False)
+def test_without_hashes_the_embeddings_tell(prepared: Path, executor: InlineExecutor) -> None:
+    found = run(prepared, executor, "embeddings-only", similarity=0.98, hash_bits=None, protect=False)
     assert {gone.split("/")[1][:2] for gone, _, _ in found} >= {f"{n:02d}" for n in range(10)}
     assert {why for _, _, why in found} == {"near-duplicate"}
     edges = pq.read_table(sorted((prepared / "embeddings-only").glob("edges-*.parquet"))[0])
@@ -83,18 +85,22 @@ def test_without_hashes_the_embeddings_tell(prepared: Path, runtime: Runtime) ->
 
 
 def test_edges_are_looked_at_a_part_at_a_time(
-    prepared: Path, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, executor: InlineExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(prepared, runtime, "loose", similarity=0.9)
+    run(prepared, executor, "loose", similarity=0.9)
     files = sorted((prepared / "loose").glob("edges-*.parquet"))
-    inputs = {name: prepared / name for name in ("embeddings", "clusters", "samples")}
-    work = Work(tmp_path, inputs, runtime)
-    work.scratch.mkdir()
-    joined = dedup._Joined.of(work, protect=True)
-    whole, recall = dedup._decide(files, joined, work, DedupConfig())
-    assert whole.to_pylist() == pq.read_table(prepared / "loose" / "duplicates.parquet").to_pylist()
-    assert whole.num_rows > 14
-    assert recall == 1.0
-    monkeypatch.setattr(dedup, "_EDGES_HELD", 7)
-    assert dedup._decide(files, joined, work, DedupConfig())[0].to_pylist() == whole.to_pylist()
-    assert (work.scratch / "components").exists()
+    known = pq.read_table(prepared / "loose" / "duplicates.parquet").to_pylist()
+    joined = JoinedRows.save(prepared / "embeddings", None, prepared / "clusters", tmp_path / "joined", True)
+
+    def decide(out: str) -> dict[str, Any]:
+        (tmp_path / out).mkdir()
+        _, counts = deciding.decide(files, joined, DedupConfig(), None, None, tmp_path / out, tmp_path / out)
+        assert pq.read_table(tmp_path / out / "duplicates.parquet").to_pylist() == known
+        return counts
+
+    counts = decide("whole")
+    assert counts["dropped"] > 14
+    assert counts["recall"] == 1.0
+    monkeypatch.setattr(deciding, "_EDGES_HELD", 7)
+    assert decide("pieces") == counts
+    assert (tmp_path / "pieces" / "components").exists()

@@ -4,9 +4,8 @@ import pytest
 from curation.embeddings.source import ArraySource
 from curation.kmeans.hierarchy import hierarchical_kmeans
 from curation.kmeans.levels import Level
+from curation.measures.levels import silhouettes
 from curation.measures.quality import silhouette
-from pipeline.stages import cluster
-from pipeline.stages.cluster import silhouettes
 
 
 @pytest.fixture
@@ -24,15 +23,12 @@ def levels(rows: np.ndarray) -> list[Level]:
 def test_silhouettes_are_of_the_rows_at_every_level(rows: np.ndarray, levels: list[Level]) -> None:
     fine = levels[0].assignment
     expected = [silhouette(rows, labels) for labels in (fine, levels[1].assignment[fine])]
-    assert silhouettes(ArraySource(rows), levels, stream=1) == pytest.approx(expected, abs=1e-6)
+    assert silhouettes(ArraySource(rows), levels, np.arange(200)) == pytest.approx(expected, abs=1e-6)
     assert expected[0] != pytest.approx(expected[1], abs=1e-3)
 
 
-def test_a_sample_too_small_for_so_many_clusters_says_nothing(
-    rows: np.ndarray, levels: list[Level], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster, "_SILHOUETTE_ROWS", 59)
-    whole = silhouettes(ArraySource(rows), levels, stream=1)
-    assert whole[0] is None
-    assert whole[1] == pytest.approx(silhouette(rows, levels[1].assignment[levels[0].assignment]), abs=0.1)
-    assert silhouettes(ArraySource(rows), levels, stream=2) != whole
+def test_a_sample_too_small_for_so_many_clusters_says_nothing(rows: np.ndarray, levels: list[Level]) -> None:
+    sample = np.sort(np.random.default_rng(1).permutation(200)[:59])
+    some = silhouettes(ArraySource(rows), levels, sample)
+    assert some[0] is None
+    assert some[1] == pytest.approx(silhouette(rows, levels[1].assignment[levels[0].assignment]), abs=0.1)
