@@ -123,7 +123,7 @@ class Samples(Artifact):
 
     def schema(self, columns: Sequence[str]) -> pa.Schema:
         """The types of columns of the index."""
-        schema = pq.read_schema(self.directory / self.indexes()[0].path)
+        schema = pq.read_schema(verified(self.directory, self.indexes()[0]))
         return pa.schema([schema.field(name) for name in columns])
 
     def sample_list(self, split: str) -> SampleList:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from curation.base.errors import ConfigError, DataError
 from pipeline.artifacts.encoders import weights_by_content
@@ -26,9 +26,6 @@ from trainers.data.samples import SampleList
 from trainers.engine.layout import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
 from trainers.engine.progress import TrainProgress
 from trainers.engine.tensorboard import TensorBoard
-
-if TYPE_CHECKING:
-    from trainers.evaluation.knn import EvaluationSet
 
 _WORTH_SAYING = 0.1
 _MAX_EVALUATED = 4096
@@ -68,11 +65,10 @@ class Train(Stage):
         for other in self.config.mix:
             SelectedRows.open(other.selection).training_list()
         init_from = context.inputs["previous"].checkpoint() if "previous" in context.inputs else None
-        stop_file, evaluated_on = context.scratch / "stop", None
-        if self.config.evaluate_every:
-            few = self.evaluate.model_copy(update={"max_samples": min(self.evaluate.max_samples, _MAX_EVALUATED)})
-            evaluated_on = context.call(draw_evaluation_set, few, self.seed, samples.directory)
-        args = (self.config, training_list, samples.directory, context.out, self.seed, init_from, stop_file, evaluated_on)
+        stop_file = context.scratch / "stop"
+        max_samples = min(self.evaluate.max_samples, _MAX_EVALUATED)
+        evaluate = self.evaluate.model_copy(update={"max_samples": max_samples}) if self.config.evaluate_every else None
+        args = (self.config, training_list, samples.directory, context.out, self.seed, init_from, stop_file, evaluate)
         last = self._follow(context, stop_file, *args)
         if last is not None and not last.finished:
             raise StoppedError(f"Saved at step {last.step:,} of {last.total_steps:,}, as a signal asked.")
@@ -158,11 +154,6 @@ class Train(Stage):
         return ranks
 
 
-def draw_evaluation_set(config: EvaluateConfig, seed: int, samples: Path) -> "EvaluationSet":
-    """The samples that encoders are measured on while they train."""
-    return evaluation_set(config, seed, Samples.open(samples))
-
-
 def in_words(scores: dict[str, Any]) -> str:
     """The scores of an encoder that tell most."""
     knn = f"kNN {scores['knn']:.1%}, " if "knn" in scores else ""
@@ -196,7 +187,7 @@ def train_rank(
     seed: int,
     init_from: Path | None,
     stop_file: Path,
-    evaluated_on: "EvaluationSet | None",
+    evaluate: EvaluateConfig | None,
 ) -> Iterator[TrainProgress]:
     """One rank of the training."""
     from curation.distance.nearest import default_device
@@ -217,5 +208,5 @@ def train_rank(
         device=default_device(),
         init_from=init_from,
         stop_file=stop_file,
-        evaluated_on=evaluated_on,
+        evaluated_on=evaluation_set(evaluate, seed, Samples.open(samples)) if evaluate else None,
     )

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from curation.base.errors import DataError
 from pipeline.artifacts.manifest import Manifest
 from pipeline.runtime.config import Resources
+from pipeline.runtime.console import Console
 from pipeline.runtime.ray_executor import RayExecutor
 from tests.helpers import WINDROW, windrow, write_images
 from trainers.engine.parallel import ranks_here
@@ -57,29 +59,33 @@ def test_a_stage_runs_on_the_users_cluster(ray_cluster: str, tmp_path: Path) -> 
     here = windrow("shard", str(source), f"{tmp_path}/here")
     assert here.returncode == 0, here.stderr
     assert Manifest.read(tmp_path / "there") == Manifest.read(tmp_path / "here")
-    program = (
-        "from pipeline.runtime.console import Console; from pipeline.runtime.ray_executor import RayExecutor; from pipeline.runtime.config import Resources; "
-        "from tests.pipeline.runtime.test_ray_executor import whereabouts; "
-        "print(*RayExecutor(Console(quiet=True)).ranks(whereabouts, 4, resources=Resources(gpus=0), on_gpu=False))"
-    )
-    asked = [sys.executable, "-c", program]
-    said = subprocess.run(asked, env={**OPEN, "RAY_ADDRESS": ray_cluster}, capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["2", "True"]
+    assert run_here("print_whereabouts", ray_cluster).split() == ["2", "True"]
 
-    program = (
-        "import sys; from pathlib import Path; from pipeline.runtime.console import Console; "
-        "from pipeline.runtime.ray_executor import RayExecutor; from pipeline.runtime.config import Resources; from tests.pipeline.runtime.test_ray_executor import note; "
-        " calls = [(Path(sys.argv[1]), number) for number in range(16)]; "
-        "ends = RayExecutor(Console(quiet=True)).map(note, calls, resources=Resources(), on_gpu=True); "
-        "assert sorted(ends) == list(range(16))"
-    )
     (tmp_path / "notes").mkdir()
-    subprocess.run([sys.executable, "-c", program, tmp_path / "notes"], env={**OPEN, "RAY_ADDRESS": ray_cluster}, check=True)
+    run_here("write_notes", ray_cluster, str(tmp_path / "notes"))
     notes = [(tmp_path / "notes" / str(number)).read_text().split() for number in range(16)]
     assert {threads for _, threads in notes} == {"2"}  # the CPUs of a machine for its one GPU
     processes = [process for process, _ in notes]
     assert processes[2:6] == [processes[2]] * 2 + [processes[4]] * 2  # two calls for each process
     assert len(set(processes)) == 8
+
+
+def run_here(function: str, address: str, *args: str) -> str:
+    """Call a function of this module in a process that uses the cluster at `address`; what it prints."""
+    program = f"import sys; from tests.pipeline.runtime.test_ray_executor import {function}; {function}(*sys.argv[1:])"
+    environment = {**OPEN, "RAY_ADDRESS": address}
+    done = subprocess.run([sys.executable, "-c", program, *args], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def print_whereabouts() -> None:
+    print(*RayExecutor(Console(quiet=True)).ranks(whereabouts, 4, resources=Resources(gpus=0), on_gpu=False))
+
+
+def write_notes(folder: str) -> None:
+    calls = [(Path(folder), number) for number in range(16)]
+    ends = list(RayExecutor(Console(quiet=True)).map(note, calls, resources=Resources(), on_gpu=True))
+    assert sorted(ends) == list(range(16))
 
 
 def note(folder: Path, number: int) -> None:
@@ -131,3 +137,54 @@ def test_one_failing_rank_ends_all_with_its_own_words_and_a_lost_worker_is_repla
         list(ray.ranks(_fail_on_rank_one, 2, resources=Resources(), on_gpu=False))
     assert list(ray.map(_die_once, [(tmp_path / "x",)], resources=Resources(), on_gpu=False)) == [0]
     assert (tmp_path / "x.done").exists()
+
+
+def _nothing() -> None: ...
+
+
+def _yield_rank() -> Iterator[int]:
+    import torch.distributed as dist
+
+    yield dist.get_rank()
+
+
+def test_ranks_that_wait_for_one_another_hold_nothing(ray: RayExecutor) -> None:
+    """Two runs that each held half of what both need would wait for ever."""
+    ray_module = ray._ray()
+    release = threading.Event()
+
+    @ray_module.remote(num_cpus=1)
+    class Holder:
+        def hold(self) -> bool:
+            return True
+
+    holder = Holder.remote()
+    assert ray_module.get(holder.hold.remote())
+    num_ranks = ray.num_cpus()  # one core each: not all of them are free
+    values: list[int] = []
+
+    def train() -> None:
+        values.extend(ray.ranks(_yield_rank, num_ranks, resources=Resources(), on_gpu=False))
+        release.set()
+
+    waiting = threading.Thread(target=train)
+    waiting.start()
+    try:
+        for _ in range(3):
+            time.sleep(1)
+            others = ray_module.remote(num_cpus=num_ranks - 1)(_nothing)
+            ray_module.get(others.remote(), timeout=30)
+        assert not release.is_set()
+    finally:
+        ray_module.kill(holder)
+        waiting.join(timeout=120)
+    assert values == [0]
+
+
+def test_a_task_without_gpus_sees_none(ray: RayExecutor, tmp_path: Path) -> None:
+    list(ray.map(_write_visible, [(tmp_path / "visible",)], resources=Resources(), on_gpu=False))
+    assert (tmp_path / "visible").read_text() == "''"
+
+
+def _write_visible(path: Path) -> None:
+    path.write_text(repr(os.environ.get("CUDA_VISIBLE_DEVICES")))
