@@ -1,5 +1,7 @@
 """What tests share: Ray, and one finished run for those that look at what a run leaves behind (an xdist group)."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from pipeline.runtime.console import Console
 from pipeline.runtime.inline import InlineExecutor
 from pipeline.runtime.ray_executor import RayExecutor
-from tests.helpers import TINY, windrow, words, write_images
+from tests.helpers import TINY, words, write_images
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,8 @@ class FinishedRun:
     directory: Path
     config: Path
     output: str
+    loaded_torch: bool
+    """Whether the process that scheduled the run has loaded torch."""
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +63,9 @@ def tiny_run(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     directory = tmp_path_factory.mktemp("runs")
     config = directory / "tiny.yaml"
     config.write_text(f"source: {{type: images, path: {tiny_images}}}\nselect: {{strategy: balanced, fraction: 0.5}}\n")
-    done = windrow("run", str(config), f"run_dir={directory}/run", *words(TINY))
+    # What `windrow run` does, and then says whether its process, which only schedules, has loaded what computes.
+    program = "import sys; from launch.cli.main import app; app(standalone_mode=False); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", program, "run", str(config), f"run_dir={directory}/run", *words(TINY)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
-    return FinishedRun(directory / "run", config, done.stderr)
+    return FinishedRun(directory / "run", config, done.stderr, loaded_torch=done.stdout.strip() == "True")

@@ -1,5 +1,6 @@
 """Listing: what exists in a source, written down once, a file a partition."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,30 +53,29 @@ def list_partition(number: int, partition: str, source: Source, scratch: Path) -
 
 
 def _batches(records: Iterator[Record]) -> Iterator[pa.RecordBatch]:
-    rows: list[dict[str, Any]] = []
-    for record in records:
-        problem = record.problem
-        rows.append(
-            {
-                "key": record.key,
-                "split": record.split,
-                "label": record.label,
-                "known": list(record.known.items()),
-                "members": [_member(suffix, place) for suffix, place in record.members.items()],
-                "reason": problem.reason if problem else None,
-                "detail": problem.detail if problem else None,
-            }
-        )
-        if len(rows) == _BATCH_ROWS:
-            yield pa.RecordBatch.from_pylist(rows, schema=LISTING)
-            rows = []
-    yield pa.RecordBatch.from_pylist(rows, schema=LISTING)
-
-
-def _member(suffix: str, place: Location | bytes) -> dict[str, Any]:
-    if isinstance(place, bytes):
-        return {"suffix": suffix, "size": len(place), "content": place}
-    return {"suffix": suffix, "url": place.url, "offset": place.offset, "size": place.size}
+    while batch := list(itertools.islice(records, _BATCH_ROWS)):
+        places = [place for record in batch for place in record.members.values()]
+        located = [place if isinstance(place, Location) else None for place in places]
+        contents = [place if isinstance(place, bytes) else None for place in places]
+        members = {
+            "suffix": [suffix for record in batch for suffix in record.members],
+            "url": [location and location.url for location in located],
+            "offset": [location and location.offset for location in located],
+            "size": [place.size if isinstance(place, Location) else len(place) for place in places],
+            "content": contents,
+        }
+        arrays = [pa.array(members[field.name], field.type) for field in _MEMBER]
+        ends = np.cumsum([0, *(len(record.members) for record in batch)]).astype(np.int32)
+        columns = {
+            "key": [record.key for record in batch],
+            "split": [record.split for record in batch],
+            "label": [record.label for record in batch],
+            "known": [list(record.known.items()) for record in batch],
+            "members": pa.ListArray.from_arrays(pa.array(ends), pa.StructArray.from_arrays(arrays, fields=list(_MEMBER))),
+            "reason": [record.problem and record.problem.reason for record in batch],
+            "detail": [record.problem and record.problem.detail for record in batch],
+        }
+        yield pa.record_batch(columns, schema=LISTING)
 
 
 def members_of(row: dict[str, Any]) -> dict[str, bytes]:

@@ -6,6 +6,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 import zlib
@@ -148,6 +150,24 @@ def test_every_part_is_what_its_manifest_says(tiny_run: FinishedRun) -> None:
 def test_what_will_run_is_known_beforehand(tiny_run: FinishedRun) -> None:
     for step in steps(load_run(str(tiny_run.directory / "config.yaml"))):
         assert Manifest.read(tiny_run.directory / step.name).fingerprint == step.fingerprint
+
+
+def test_the_driver_only_schedules(tiny_run: FinishedRun) -> None:
+    assert not tiny_run.loaded_torch
+
+
+def test_a_report_that_cannot_be_written_does_not_undo_a_run(tiny_run: FinishedRun) -> None:
+    program = (
+        "from launch.report import page\n"
+        "def broken(directory): raise RuntimeError('no page today')\n"
+        "page.write = broken\n"
+        "from launch.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", program, "run", str(tiny_run.directory / "config.yaml"), "--inline"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "The run is finished; its report could not be written" in done.stderr
+    assert "no page today" in done.stderr
 
 
 def test_the_same_command_again_does_nothing(tiny_run: FinishedRun) -> None:
@@ -299,6 +319,25 @@ def test_killed_in_every_stage_a_run_ends_with_the_same_bits(tiny_run: FinishedR
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == state, f"{path} was made again"
     assert len(hit) >= 20
     assert {name.split("/")[-1] for name in hit} == {name.split("/")[-1] for name in names}
+
+
+def test_a_run_may_change_between_ray_and_inline(tiny_run: FinishedRun, tmp_path: Path) -> None:
+    """Begun in one way and killed, continued in the other: the same bytes as a run that nothing happened to."""
+    settings = words({**TINY, "rounds": 1, "train.ranks": 1})
+
+    def command(name: str, *options: str) -> list[str]:
+        return [WINDROW, "run", str(tiny_run.config), f"run_dir={tmp_path}/{name}", *settings, *options]
+
+    whole = windrow(*command("whole", "--inline")[1:])
+    assert whole.returncode == 0, whole.stderr
+    for name, begin, go_on in (("inline first", ["--inline"], []), ("ray first", [], ["--inline"])):
+        running = Killable(command(name, *begin), tmp_path / "log")
+        assert running.wait_for("round-0/train …"), (tmp_path / "log").read_text()
+        running.kill()
+        assert not (tmp_path / name / "round-0" / "train" / "manifest.json").exists()
+        done = windrow(*command(name, *go_on)[1:])
+        assert done.returncode == 0, done.stderr
+        assert _contents(tmp_path / name) == _contents(tmp_path / "whole")
 
 
 def test_a_signal_saves_and_the_same_command_continues(tiny_run: FinishedRun, tmp_path: Path) -> None:
