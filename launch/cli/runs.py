@@ -71,7 +71,7 @@ def plan(
 def status(run_dir: RunArgument) -> None:
     """Show how far a run is."""
     from launch.config.load import load_run
-    from launch.plan import show_status
+    from launch.status import show_status
 
     show_status(load_run(str(_config_of(run_dir)), [f"run_dir='{run_dir.absolute()}'"]))
 

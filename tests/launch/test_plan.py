@@ -1,6 +1,6 @@
 import pytest
 
-from launch.plan import train_flops
+from pipeline.stages.costs import train_flops
 from trainers.config import TrainConfig
 
 
