@@ -66,3 +66,12 @@ def write_dropped(out: Path, dropped: pa.Table) -> Part:
     with atomic_path(out / DUPLICATES) as temporary:
         pq.write_table(dropped, temporary, compression="zstd")
     return Part.describe(out, DUPLICATES, dropped.num_rows)
+
+
+def least_alike(path: Path, num: int = 500) -> pa.Table:
+    """The `num` pairs of a file that are least alike: those of the least similarity, or of the most bits."""
+    order = [("similarity", "ascending"), ("bits", "descending")]
+    pairs = EDGES_SCHEMA.empty_table()
+    for batch in pq.ParquetFile(path).iter_batches():
+        pairs = pa.concat_tables([pairs, pa.Table.from_batches([batch])]).sort_by(order)[:num]
+    return pairs

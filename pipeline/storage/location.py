@@ -18,19 +18,19 @@ class Location:
     offset: int
     size: int
 
-    def read(self) -> bytes:
+    def read(self, tries: int = _TRIES) -> bytes:
         """The bytes; fewer if the file ends before them.
 
-        A file system or network that fails is asked again, four times in seven seconds. Raises DataError if it goes on: a fault
+        A file system or network that fails is asked again, `tries` times, 1, 2 and 4 seconds apart. Raises DataError if it goes on: a fault
         of the storage says nothing about a sample.
         """
-        for tried in range(_TRIES):
+        for tried in range(tries):
             try:
                 return self._read()
             except OSError as error:
-                if tried == _TRIES - 1:
+                if tried == tries - 1:
                     raise DataError(
-                        f"{self.url} cannot be read, tried {_TRIES} times: {error.strerror or error}. See that its file system "
+                        f"{self.url} cannot be read, tried {tries} times: {error.strerror or error}. See that its file system "
                         "can be reached and that this user may read it; then run again, which continues."
                     ) from error
                 time.sleep(2**tried)
