@@ -1,6 +1,6 @@
 """What the sections of a report look at: the artifacts of a run by round, and the pictures on the page."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -112,17 +112,17 @@ class Pictures:
         assert self._samples is not None
         return open_modality(self._samples.modality)
 
-    def rows(self, row_ids: np.ndarray, columns: Iterable[str], split: str) -> pa.Table:
-        """Columns of the index at `row_ids`, in their order."""
+    def names(self, row_ids: np.ndarray, split: str) -> tuple[list[str], list[str | None]]:
+        """Keys in the source and labels of the samples with `row_ids`."""
         if self._samples is None:
             raise DataError("The index of the samples is missing. Their pictures and names are left out.")
-        return self._samples.rows(row_ids, list(columns), split)
+        return self._samples.names(row_ids, split)
 
     def of(self, row_ids: np.ndarray, split: str) -> dict[int, int]:
         """The number on the sheet of each of `row_ids` that can be read."""
         missing = np.array([row for row in np.unique(row_ids) if int(row) not in self._numbers], dtype=np.int64)
         if len(missing) and self._samples is not None:
-            listed = SampleList.of(self.rows(missing, PLACE, split), self._samples.directory)
+            listed = SampleList.of(self._samples.rows(missing, PLACE, split), self._samples.directory)
             reader = ShardReader(listed, tries=1)
             for index, row in enumerate(missing.tolist()):
                 if index % _READ_TOGETHER == 0:

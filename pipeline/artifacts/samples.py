@@ -121,6 +121,11 @@ class Samples(Artifact):
             )
         return table.take(np.argsort(order, kind="stable"))
 
+    def names(self, row_ids: np.ndarray, split: str) -> tuple[list[str], list[str | None]]:
+        """Keys in the source and labels, where it has some, of the samples with `row_ids` (M,)."""
+        rows = self.rows(row_ids, ["source", "label"], split)
+        return rows["source"].to_pylist(), rows["label"].to_pylist()
+
     def schema(self, columns: Sequence[str]) -> pa.Schema:
         """The types of columns of the index."""
         schema = pq.read_schema(verified(self.directory, self.indexes()[0]))

@@ -36,7 +36,7 @@ class Label(Stage):
         return Estimate(rows, num_bytes=16 * rows)
 
     def describe(self, manifest: Manifest) -> str:
-        return f"{manifest.statistics['rows']:,} rows, classes " + ", ".join(
+        return f"{manifest.statistics['rows']:,} rows, labels " + ", ".join(
             f"{num:,}" for num in manifest.statistics["classes"].values()
         )
 

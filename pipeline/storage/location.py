@@ -21,8 +21,8 @@ class Location:
     def read(self, tries: int = _TRIES) -> bytes:
         """The bytes; fewer if the file ends before them.
 
-        A file system or network that fails is asked again, `tries` times, 1, 2 and 4 seconds apart. Raises DataError if it goes on: a fault
-        of the storage says nothing about a sample.
+        A file system or network that fails is asked again, so many `tries`, 1, 2 and 4 seconds apart. Raises DataError if it
+        goes on: a fault of the storage says nothing about a sample.
         """
         for tried in range(tries):
             try:

@@ -35,8 +35,8 @@ def embedding_map(view: View, numbers: Sequence[int]) -> dict[str, Any] | None:
     pictures = view.pictures.of(row_ids[np.sort(rows[:_MAP_PICTURES])], POOL)
     rows = np.sort(rows)
     ids = row_ids[rows]
-    index = view.pictures.rows(ids, ["source", "label"], POOL)
-    labels = [label_name(label) for label in index["label"].to_pylist()]
+    sources, classes = view.pictures.names(ids, POOL)
+    labels = [label_name(name) for name in classes]
     has_labels = any(label != "no label" for label in labels)
     names, kind = np.unique(labels, return_inverse=True)
     by_count = np.argsort(-np.bincount(kind), kind="stable")
@@ -57,7 +57,7 @@ def embedding_map(view: View, numbers: Sequence[int]) -> dict[str, Any] | None:
         size = 700 if len(numbers) == 1 else (WIDTH + 50 - 16 * (len(numbers) - 1)) // len(numbers) - 50
         unit = (placed - placed.min(axis=0)) / np.maximum(np.ptp(placed, axis=0), 1e-9)
         chart = charts.scatter(unit, paint, chosen, size)
-        maps.append({"round": number, "chart": chart, "on": chosen.astype(int).tolist(), "cluster": cluster.tolist()})
+        maps.append({"round": number, "chart": chart, "on": chosen.astype(int).tolist(), "clusters": cluster.tolist()})
     legend = [(str(names[i]), colours[place]) for place, i in enumerate(by_count)] if has_labels else []
     return {
         "maps": maps,
@@ -69,10 +69,10 @@ def embedding_map(view: View, numbers: Sequence[int]) -> dict[str, Any] | None:
         "data": {
             "row": ids.tolist(),
             "picture": [pictures.get(row, -1) for row in ids.tolist()],
-            "label": labels if has_labels else None,
-            "name": index["source"].to_pylist(),
+            "class": labels if has_labels else None,
+            "name": sources,
             "on": [drawn["on"] for drawn in maps],
-            "cluster": [drawn["cluster"] for drawn in maps],
+            "clusters": [drawn["clusters"] for drawn in maps],
         },
     }
 

@@ -84,8 +84,8 @@ def test_samples_that_were_not_clustered_are_refused(
         with pytest.raises(DataError, match=r"was not made from"):
             run_stage(dedup, tmp_path / role, given | {role: theirs[role]}, executor)
     run_stage(dedup, tmp_path / "duplicates", {name: ours[name] for name in ("embeddings", "clusters")}, executor)
+    mixed = {"clusters": theirs["clusters"], "duplicates": tmp_path / "duplicates"}
     with pytest.raises(DataError, match=r"was not made from"):
-        mixed = {"clusters": theirs["clusters"], "duplicates": tmp_path / "duplicates"}
         run_stage(select, tmp_path / "mixed", mixed, executor)
 
 
