@@ -157,7 +157,7 @@ def clusters(run: Run, number: int, pictures: Pictures) -> dict[str, Any]:
     """Pictures from the largest, middle and smallest clusters of each level of one round."""
     place = run.directory / f"round-{number}"
     hierarchy, row_ids = read_hierarchy(place / "cluster")
-    normalize = bool(run.manifests[f"round-{number}/cluster"].settings.get("normalize", False))
+    normalize = bool(run.manifests[f"round-{number}/cluster"].settings.get("normalize", True))
     source = open_embeddings(place / "embed", normalize=normalize)
     has_selection = bool(run.rounds("select").count(number))
     chosen = run.selected(number) if has_selection else np.zeros(len(row_ids), dtype=bool)

@@ -110,7 +110,7 @@ def identity(path: Path) -> str:
 
 def by_content(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with a digest in place of the path that their encoder's weights lie at: a copy elsewhere is the same weights."""
-    encoder = settings["encoder"]
+    encoder = settings.get("encoder", {})
     if not encoder.get("weights"):
         return settings
     return settings | {"encoder": encoder | {"weights": content(Path(encoder["weights"]))}}

@@ -59,10 +59,10 @@ class Dedup:
     kind = "duplicates"
 
     def settings(self) -> dict[str, Any]:
-        return self.config.deciding()
+        return self.config.fingerprint_fields()
 
     def make(self, work: Work) -> Made:
-        if not read_kind(work.inputs["clusters"], "clusters").settings["normalize"]:
+        if not read_kind(work.inputs["clusters"], "clusters").settings.get("normalize", True):
             raise ConfigError("Near-duplicates are found by cosine similarity. Cluster with normalize=true first.")
         joined = _Joined.of(work, protect=self.config.protect)
         if "edges" in work.inputs:

@@ -42,7 +42,7 @@ class Select:
     kind = "selection"
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.deciding()}
+        return {"seed": self.seed, "strategy": self.config.strategy, **self.config.fingerprint_fields()}
 
     def make(self, work: Work) -> Made:
         pool, row_ids = _pool(work)
@@ -119,7 +119,7 @@ def _pool(work: Work) -> tuple[Pool, np.ndarray]:
     """What there is to choose from, and the row id (N,) of each row of it."""
     clusters = work.inputs["clusters"]
     hierarchy, row_ids = read_hierarchy(clusters)
-    normalize = read_kind(clusters, "clusters").settings["normalize"]
+    normalize = read_kind(clusters, "clusters").settings.get("normalize", True)
     available = None
     if duplicates := work.inputs.get("duplicates"):
         read_kind(duplicates, "duplicates")

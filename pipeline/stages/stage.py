@@ -175,17 +175,25 @@ def stale(out: Path, wanted: str, settings: dict[str, Any], parents: dict[str, s
         return None
     if found["fingerprint"] == wanted:
         return None
-    changes = [
-        f"{path} was {json.dumps(old)}, now {json.dumps(new)}" for path, old, new in _changes("", found["settings"], settings)
-    ]
+    changes = [f"{path} was {_shown(old)}, now {_shown(new)}" for path, old, new in _changes("", found["settings"], settings)]
     changes += [f"its {role} changed" for role in parents if found["parents"].get(role) != parents[role]]
     return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "") or "its format"
+
+
+_DEFAULT = object()
+"""In place of a setting that is not listed: only what differs from the defaults is."""
+
+
+def _shown(value: object) -> str:
+    return "the default" if value is _DEFAULT else json.dumps(value)
 
 
 def _changes(path: str, old: object, new: object) -> list[tuple[str, object, object]]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        return [c for key in keys for c in _changes(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))]
+        return [
+            c for key in keys for c in _changes(f"{path}.{key}".lstrip("."), old.get(key, _DEFAULT), new.get(key, _DEFAULT))
+        ]
     return [] if old == new else [(path, old, new)]
 
 
