@@ -122,11 +122,11 @@ def shard(
     settings: Settings = None,
 ) -> None:
     """Images to WebDataset shards and the index of their samples. Settings: those of the section `shard`."""
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.config import ImagesConfig, ShardConfig
     from pipeline.stages.shard import Shard
 
-    config = check(ShardConfig, parse_overrides(settings or []), of="shard")
+    config = load_section(ShardConfig, settings or [], name="shard")
     _run_stage(Shard(config, ImagesConfig(path=source.expanduser().absolute())), out, {})
 
 
@@ -142,11 +142,11 @@ def embed(
 
     encoder.weights=FILE.safetensors starts from weights of your own, encoder.pretrained=true from timm's.
     """
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.config import EmbedConfig
     from pipeline.stages.embed import Embed
 
-    config = check(EmbedConfig, parse_overrides(settings or []), of="embed")
+    config = load_section(EmbedConfig, settings or [], name="embed")
     _run_stage(Embed(config, seed, has_encoder=encoder is not None), out, {"samples": samples, "encoder": encoder})
 
 
@@ -159,10 +159,10 @@ def cluster(
 ) -> None:
     """Embeddings to a hierarchy of clusters. Settings: those of the section `cluster`, for example levels=[1000,100]."""
     from curation.kmeans.config import ClusterConfig
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.cluster import Cluster
 
-    config = check(ClusterConfig, parse_overrides(settings or []), of="cluster")
+    config = load_section(ClusterConfig, settings or [], name="cluster")
     _run_stage(Cluster(config, seed), out, {"embeddings": embeddings})
 
 
@@ -179,10 +179,10 @@ def dedup(
 ) -> None:
     """Find near-duplicates among clustered embeddings. Settings: those of the section `dedup`, for example similarity=0.9."""
     from curation.dedup.config import DedupConfig
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.dedup import Dedup
 
-    config = check(DedupConfig, parse_overrides(settings or []), of="dedup")
+    config = load_section(DedupConfig, settings or [], name="dedup")
     given = {"embeddings": embeddings, "clusters": clusters, "samples": samples, "held_out": held_out}
     _run_stage(Dedup(config), out, given | {"edges": edges, "scores": scores})
 
@@ -200,14 +200,12 @@ def select(
     seed: Seed = 0,
 ) -> None:
     """Clusters to a selection. Settings: those of the section `select`, for example strategy=balanced fraction=0.3."""
-    from pydantic import TypeAdapter
-
     from curation.selectors.config import SelectConfig
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.select import Select
 
-    chosen = {"strategy": "balanced", **parse_overrides(settings or [])}
-    config: Any = check(TypeAdapter(SelectConfig), chosen, of="select")
+    selectors: Any = SelectConfig  # to a type checker, a union is no class
+    config = load_section(selectors, settings or [], name="select", base={"strategy": "balanced"})
     given = {
         "clusters": clusters,
         "samples": samples,
@@ -232,11 +230,11 @@ def train(
 
     With evaluate_every=5 the encoder is measured every five epochs, and OUT/best is the best of them.
     """
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.train import Train
     from trainers.config import EvaluateConfig, TrainConfig
 
-    config = check(TrainConfig, parse_overrides(settings or []), of="train")
+    config = load_section(TrainConfig, settings or [], name="train")
     _run_stage(Train(config, seed, EvaluateConfig()), out, {"samples": samples, "selection": selection, "previous": previous})
 
 
@@ -252,11 +250,11 @@ def evaluate(
     """Score frozen features: kNN, linear probe, RankMe. Settings: those of the section `evaluate`."""
     import json
 
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.evaluate import EVALUATION, Evaluate
     from trainers.config import EvaluateConfig
 
-    config = check(EvaluateConfig, parse_overrides(settings or []), of="evaluate")
+    config = load_section(EvaluateConfig, settings or [], name="evaluate")
     _run_stage(Evaluate(config, seed), out, {"samples": samples, "encoder": encoder, "selection": selection})
     scores = json.loads((out / EVALUATION).read_text())
     typer.echo("\n".join(f"{name}: {value:.4g}" for name, value in scores.items() if isinstance(value, (int, float))))
