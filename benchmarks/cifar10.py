@@ -24,7 +24,8 @@ from loader import samples_of
 from curation.distance.nearest import default_device
 from curation.embeddings.source import ArraySource
 from curation.kmeans.lloyd import kmeans
-from launch.config.load import load_run, recipes
+from launch.config.load import load_run
+from launch.config.recipes import recipes
 from trainers.config import EvaluateConfig, PixelsConfig, TrainConfig
 from trainers.data.samples import SampleList
 from trainers.engine.train import train

@@ -8,6 +8,8 @@ from curation.base.config import Config
 
 
 class _Selector(Config):
+    alternatives = (frozenset({"fraction", "budget"}),)
+
     fraction: float | None = Field(default=None, gt=0, le=1)
     """Rows to select, as a share of the pool. Give this or `budget`."""
     budget: int | None = Field(default=None, ge=1)
