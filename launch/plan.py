@@ -23,8 +23,9 @@ from pipeline.sources.folder import POOL, find_images, thin_to_long_tail
 from pipeline.stages.select import TRAINING
 from pipeline.stages.stage import WORK, Step, stale
 from pipeline.stages.train import EVALUATED
-from trainers.config import EncoderConfig, PixelsConfig, TrainConfig
-from trainers.engine.layout import METRICS
+from trainers.engine.config import TrainConfig
+from trainers.models.config import EncoderConfig, PixelsConfig
+from trainers.output_files import METRICS
 
 _SECONDS_PER_STAGE = 2.0  # processes start, modules load
 _DECODES_PER_SECOND = 2000.0  # a core, small images; large ones are slower
@@ -217,13 +218,13 @@ def encoder_cost(config: EncoderConfig, size: int | None = None) -> tuple[float,
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from trainers.models.encoders import build_backbone, untrained
+    from trainers.models.encoders import build_backbone, without_weights
 
     if isinstance(config, PixelsConfig):
         inputs = 3 * config.image_size**2
         return 2.0 * inputs * config.dim, min(config.dim, inputs)
     with torch.device("meta"):
-        backbone = build_backbone(untrained(config)).eval()
+        backbone = build_backbone(without_weights(config)).eval()
         with FlopCounterMode(display=False) as counter:
             features = backbone(torch.empty(1, 3, size or config.image_size, size or config.image_size))
     return float(counter.get_total_flops()), features.shape[1]

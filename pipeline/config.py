@@ -9,7 +9,9 @@ from curation.base.config import Config
 from curation.dedup.config import DedupConfig
 from curation.kmeans.config import ClusterConfig
 from curation.selectors.config import SelectConfig
-from trainers.config import EncoderConfig, EvaluateConfig, PixelsConfig, TrainConfig
+from trainers.engine.config import TrainConfig
+from trainers.evaluation.config import EvaluateConfig
+from trainers.models.config import EncoderConfig, PixelsConfig
 
 
 class ImagesConfig(Config):

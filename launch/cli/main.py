@@ -234,7 +234,8 @@ def train(
     """
     from launch.config.load import check, parse_overrides
     from pipeline.stages.train import Train
-    from trainers.config import EvaluateConfig, TrainConfig
+    from trainers.engine.config import TrainConfig
+    from trainers.evaluation.config import EvaluateConfig
 
     config = check(TrainConfig, parse_overrides(settings or []), of="train")
     _run_stage(Train(config, seed, EvaluateConfig()), out, {"samples": samples, "selection": selection, "previous": previous})
@@ -254,7 +255,7 @@ def evaluate(
 
     from launch.config.load import check, parse_overrides
     from pipeline.stages.evaluate import EVALUATION, Evaluate
-    from trainers.config import EvaluateConfig
+    from trainers.evaluation.config import EvaluateConfig
 
     config = check(EvaluateConfig, parse_overrides(settings or []), of="evaluate")
     _run_stage(Evaluate(config, seed), out, {"samples": samples, "encoder": encoder, "selection": selection})

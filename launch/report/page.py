@@ -22,7 +22,7 @@ from launch.report.pictures import Pictures, clusters, embedding_map, label_name
 from pipeline.rounds.record import Run, whole_lines
 from pipeline.runtime.console import duration, size
 from pipeline.stages.cluster import read_hierarchy
-from trainers.engine.layout import EVALUATIONS, METRICS
+from trainers.output_files import EVALUATIONS, METRICS
 
 PAGE, TEMPLATE = "report.html", "report.html.j2"
 _THIRD = (WIDTH - 2 * 32) // 3

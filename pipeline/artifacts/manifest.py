@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from curation.base.errors import DataError
 from curation.base.files import write_atomic
 from curation.embeddings.files import SUFFIXES
-from trainers.engine.layout import DESCRIPTION, WEIGHTS
+from trainers.output_files import DESCRIPTION, WEIGHTS
 
 SCHEMA_VERSION = 2
 MANIFEST, BEGUN = "manifest.json", "stage.json"

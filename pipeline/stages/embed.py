@@ -17,9 +17,9 @@ from pipeline.config import EmbedConfig
 from pipeline.sources.folder import POOL
 from pipeline.stages.shard import INDEX, read_index
 from pipeline.stages.stage import Made, Work
-from trainers.config import PixelsConfig
 from trainers.data.samples import PLACE, SampleList
-from trainers.engine.layout import DESCRIPTION, WEIGHTS
+from trainers.models.config import PixelsConfig
+from trainers.output_files import DESCRIPTION, WEIGHTS
 
 if TYPE_CHECKING:
     from trainers.models.encoders import Encoder

@@ -17,8 +17,8 @@ from pipeline.sources.folder import HELD_OUT, POOL
 from pipeline.stages.select import PSEUDO_LABELS, SELECTION
 from pipeline.stages.shard import read_index
 from pipeline.stages.stage import Made, Work
-from trainers.config import EvaluateConfig
 from trainers.data.samples import PLACE, SampleList
+from trainers.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from trainers.evaluation.knn import EvaluationSet

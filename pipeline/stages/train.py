@@ -15,11 +15,12 @@ from pipeline.artifacts.manifest import Part, by_content, identity, read_kind
 from pipeline.stages.evaluate import evaluation_set
 from pipeline.stages.select import SELECTION, TRAINING
 from pipeline.stages.stage import Made, Work
-from trainers.config import EvaluateConfig, TrainConfig
 from trainers.data.samples import SampleList
-from trainers.engine.layout import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
+from trainers.engine.config import TrainConfig
 from trainers.engine.progress import TrainProgress
 from trainers.engine.tensorboard import TensorBoard
+from trainers.evaluation.config import EvaluateConfig
+from trainers.output_files import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
 
 if TYPE_CHECKING:
     from trainers.evaluation.knn import EvaluationSet
@@ -175,5 +176,5 @@ def train_rank(
         device=default_device(),
         init_from=init_from,
         stop_file=stop_file,
-        evaluated_on=evaluated_on,
+        evaluation_set=evaluated_on,
     )

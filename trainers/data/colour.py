@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from curation.base.threads import one_thread
-from trainers.data import device as memory
+from trainers.data.tensor_memory import recycled_empty
 
 ORDERS = tuple(itertools.permutations(range(4)))
 """The 24 orders of brightness, contrast, saturation and hue: torchvision's ColorJitter draws one for each image."""
@@ -48,7 +48,7 @@ class Changes:
 def recolour(crops: Tensor, changes: Changes, mean: Sequence[float] = (0, 0, 0), std: Sequence[float] = (1, 1, 1)) -> Tensor:
     """Change `crops` (N, 3, S, S) uint8, scale them to [0, 1] and normalise by `mean` and `std`: (N, 3, S, S) float32."""
     on_cpu = crops.device.type == "cpu"
-    out = memory.empty(crops.shape) if on_cpu else torch.empty(crops.shape, device=crops.device)
+    out = recycled_empty(crops.shape) if on_cpu else torch.empty(crops.shape, device=crops.device)
     together = max(1, _CACHED_PIXELS // crops[0, 0].numel()) if len(crops) else 1
     alike = np.lexsort((changes.sigma, changes.order))
     groups = [

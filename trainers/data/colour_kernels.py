@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainers.data import device as memory
 from trainers.data.colour import BLUR_RADIUS, ORDERS, Changes
+from trainers.data.tensor_memory import to_device
 
 _PIXELS = 1024
 _NUMBERS = 13
@@ -33,7 +33,7 @@ def recolour(
     out = torch.empty(crops.shape, dtype=dtype, device=device)
     blurred = int((changes.sigma > 0).sum())
     laid_by = torch.empty(2, blurred, 3, height, width, device=device)
-    table = memory.on(device, _table(changes))
+    table = to_device(device, _table(changes))
     normal = torch.tensor([*mean, *std], dtype=torch.float32).to(device, non_blocking=True)
     tiles = triton.cdiv(height * width, _PIXELS)
     sums = torch.empty(num, tiles, device=device)
@@ -43,7 +43,7 @@ def recolour(
         gray = sums.sum(1) / (height * width)  # not by atomic additions, whose order changes the last bits
         _colours[(num, tiles)](crops, table, gray, normal, laid_by, out, **sizes)
     if blurred:
-        chosen = memory.on(device, np.flatnonzero(changes.sigma > 0))
+        chosen = to_device(device, np.flatnonzero(changes.sigma > 0))
         for last, (x, into) in enumerate(((laid_by[0], laid_by[1]), (laid_by[1], out))):
             _blur[(blurred, 3, tiles)](x, chosen, table, normal, into, LAST=bool(last), RADIUS=BLUR_RADIUS, **sizes)
     return out

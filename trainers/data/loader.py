@@ -20,14 +20,14 @@ from torch import Tensor
 
 from curation.base import rng
 from curation.base.errors import DataError
-from trainers.config import ViewsConfig
 from trainers.data import crop_workers as cutting
-from trainers.data import device as memory
 from trainers.data import stores, views
-from trainers.data.order import Balanced, Distinct, Mixed, Order, OrderName, Shuffled
+from trainers.data.config import OrderName, ViewsConfig
+from trainers.data.order import Balanced, Distinct, Mixed, Order, Shuffled
 from trainers.data.resident import ResidentImages
 from trainers.data.samples import RESTORE, UNREADABLE, BadSampleError, SampleList, ShardReader
-from trainers.engine.parallel import ranks_here
+from trainers.data.tensor_memory import recycled_empty
+from trainers.ranks import ranks_per_node
 
 _AHEAD = 2
 _MOST_WORKERS = 8
@@ -111,7 +111,7 @@ class Loader:
         if any(map(stores.is_url, samples.shards)):
             with suppress(BadSampleError):
                 self._reader.read(0)  # a store that cannot be read is told now, once, and not by every process
-        workers = workers or min(_MOST_WORKERS, max(1, _cores() // ranks_here()))
+        workers = workers or min(_MOST_WORKERS, max(1, _cores() // ranks_per_node()))
         self._resident = ResidentImages.of(samples, most_resident_bytes, device or torch.device("cpu"), workers)
         self._config = config
         self._seed = seed
@@ -266,7 +266,7 @@ def _own(crops: np.ndarray) -> Tensor:
     """A copy, from where a GPU can fetch it if there is one."""
     if torch.cuda.is_available():
         return torch.from_numpy(crops).pin_memory()
-    own = memory.empty(crops.shape, torch.uint8)
+    own = recycled_empty(crops.shape, torch.uint8)
     np.copyto(own.numpy(), crops)  # torch's threads would go on spinning after it, on the cores that decode
     return own
 

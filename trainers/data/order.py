@@ -6,14 +6,13 @@ state. Rows are counted with their repeats: a row shown three times an epoch is 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from curation.base import rng
 from curation.base.errors import DataError
 
-OrderName = Literal["shuffled", "balanced", "distinct"]
 _MIXED_TOGETHER = 10_000
 
 

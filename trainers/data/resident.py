@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.data import device as memory
 from trainers.data.samples import BadSampleError, SampleList, ShardReader
+from trainers.data.tensor_memory import to_device
 
 _CHUNK = 256
 
@@ -64,8 +64,8 @@ class ResidentImages:
         and one for the columns, so all crops of a batch are two batched products.
         """
         device = self.pixels.device
-        images = self.pixels[memory.on(device, indices)].float()
-        top, left, height, width = memory.on(device, boxes).float().permute(2, 1, 0)
+        images = self.pixels[to_device(device, indices)].float()
+        top, left, height, width = to_device(device, boxes).float().permute(2, 1, 0)
         rows, columns = _scaling(top, height, images.shape[2], size), _scaling(left, width, images.shape[3], size)
         return (rows[:, :, None] @ images @ columns[:, :, None].mT).round_().to(torch.uint8)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from curation.base import rng
 from curation.base.errors import DataError
-from trainers.config import ViewsConfig
 from trainers.data.colour import ORDERS, Changes, recolour
+from trainers.data.config import ViewsConfig
 from trainers.data.decoding import decode_window, size_of
 from trainers.data.resize import crop_resize_into
 

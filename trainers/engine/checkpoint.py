@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from curation.base.errors import DataError
 from curation.base.files import write_atomic
-from trainers.engine.layout import STATE, newest_checkpoint, whole_checkpoints
-from trainers.engine.parallel import rank
+from trainers.output_files import STATE, complete_checkpoints, newest_checkpoint
+from trainers.ranks import rank
 
 # None stays for having been evaluated best. It would cost several times the encoder, which does stay (`evaluations`) and can
 # start any training; what a checkpoint has beyond that only serves to finish its own, or to go on from its end.
@@ -80,7 +80,7 @@ class Checkpoints:
                     _sort_header(file)
                 write_atomic(path / STATE, json.dumps(facts) + "\n")
                 path.rename(path.with_name(path.name[1:]))
-                for old in whole_checkpoints(self._directory)[:-_KEPT]:
+                for old in complete_checkpoints(self._directory)[:-_KEPT]:
                     shutil.rmtree(old)
         except (OSError, CheckpointException) as error:
             cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error

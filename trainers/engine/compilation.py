@@ -7,9 +7,9 @@ import torch._dynamo
 from torch import nn
 
 from curation.base.errors import ConfigError
-from trainers.config import TrainConfig
-from trainers.engine.parallel import GlobalBatchNorm
+from trainers.engine.config import TrainConfig
 from trainers.methods.method import Method
+from trainers.models.batch_norm import GlobalBatchNorm
 
 _GRAPHS = 8
 """Of one region: student and teacher, with and without gradients, at two resolutions."""

@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.optim import Optimizer
 
 from curation.base.errors import ConfigError
-from trainers.config import AdamWConfig, LarsConfig, SgdConfig, TrainConfig
-from trainers.engine.parallel import local
+from trainers.engine.config import AdamWConfig, LarsConfig, SgdConfig, TrainConfig
 from trainers.methods.method import Method
+from trainers.ranks import local_shard
 
 
 def build_optimizer(method: Method, config: TrainConfig) -> Optimizer:
@@ -178,7 +178,7 @@ class Sgd(Optimizer):
 
 def _shards(tensors: list[Any]) -> list[Tensor]:
     """What this rank holds of each tensor."""
-    return [local(tensor) for tensor in tensors]
+    return [local_shard(tensor) for tensor in tensors]
 
 
 def _norms(tensors: list[Any]) -> Tensor:

@@ -8,30 +8,25 @@ import torch
 from torch import Tensor
 
 from curation.base import rng
-from trainers.config import TrainConfig, VitConfig
-from trainers.data import device as memory
 from trainers.data import views
 from trainers.data.loader import Batch
+from trainers.data.tensor_memory import to_device
 from trainers.engine.accumulation import backward
 from trainers.engine.compilation import compile_backbones
+from trainers.engine.config import TrainConfig
 from trainers.engine.optimizers import build_optimizer, set_rates, skip_if
-from trainers.engine.parallel import (
-    average,
-    clip_gradients,
-    parallelise,
-    rank,
-    sum_over_ranks,
-    synchronise_batch_norm,
-    world_size,
-)
-from trainers.engine.schedules import cosine, warmup_cosine
+from trainers.engine.parallel import average_gradients, clip_gradients, parallelise
 from trainers.methods.build import build_method
 from trainers.methods.method import Clock, Method, Views
-from trainers.models.encoders import InputRange, build_backbone, recompute_activations, untrained
+from trainers.models.batch_norm import synchronise_batch_norm
+from trainers.models.config import VitConfig
+from trainers.models.encoders import InputRange, build_backbone, recompute_activations, without_weights
+from trainers.ranks import rank, sum_over_ranks, world_size
+from trainers.schedules import cosine, warmup_cosine
 
 
 @dataclass(frozen=True)
-class Stepped:
+class StepResult:
     """What a step came to. Every tensor is a scalar on the device, which nobody has waited for."""
 
     loss: Tensor
@@ -72,7 +67,7 @@ class Engine:
         elsewhere = rank() > 0 and isinstance(encoder, VitConfig)  # timm's models may count on real tensors
         with torch.random.fork_rng(devices=[]), torch.device("meta") if elsewhere else nullcontext():
             torch.manual_seed(rng.key(self.seed, "weights") >> 1)
-            return build_method(self.config.method, lambda: build_backbone(untrained(encoder) if elsewhere else encoder))
+            return build_method(self.config.method, lambda: build_backbone(without_weights(encoder) if elsewhere else encoder))
 
     def views(self, batch: Batch) -> Views:
         """The batch on the device, its crops coloured and normalised."""
@@ -88,10 +83,10 @@ class Engine:
             for group, first in ((batch.global_crops, 0), (batch.local_crops, 2))
             if len(group)
         ]
-        index, label = (memory.on(self.device, part) for part in (batch.index, batch.label))
+        index, label = (to_device(self.device, part) for part in (batch.index, batch.label))
         return Views(crops, index, label, batch.position)
 
-    def step(self, views: Views, clock: Clock) -> Stepped:
+    def step(self, views: Views, clock: Clock) -> StepResult:
         """One update of all weights by the samples of all ranks, or none of any if these do not lead to finite numbers."""
         config, method = self.config, self.method
         rate, frozen = self._rate(clock), method.prototypes_frozen(clock)
@@ -105,7 +100,7 @@ class Engine:
             precision=self.precision,
             recomputes=config.checkpoint_activations,
         )
-        average(self._trained)
+        average_gradients(self._trained)
         if frozen:  # they count neither in the norm nor in the optimizer's moments
             torch._foreach_zero_([parameter.grad for parameter in self._prototypes])
         norm = clip_gradients(self._trained, config.clip_gradient)
@@ -115,7 +110,7 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad()
         method.after_step(clock, good)
-        return Stepped(found.loss.detach(), found.scalars, norm, good, rate)
+        return StepResult(found.loss.detach(), found.scalars, norm, good, rate)
 
     def warmup(self, clock: Clock) -> float:
         """Steps in which the learning rate rises: at most half of all."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from curation.base.errors import ConfigError
 from curation.base.files import explained
-from trainers.engine.layout import EVALUATIONS, METRICS
+from trainers.output_files import EVALUATIONS, METRICS
 
 EVENTS = "tensorboard"
 _TAGS = {METRICS: "train", EVALUATIONS: "evaluation"}

@@ -14,21 +14,22 @@ from torch import Tensor
 
 from curation.base.errors import DataError
 from curation.base.files import explained, write_atomic
-from trainers.config import TrainConfig
 from trainers.data.loader import Batch, Loader
 from trainers.data.samples import SampleList
 from trainers.engine import checkpoint
 from trainers.engine.checkpoint import Checkpoints
 from trainers.engine.collapse import FeatureSpread, Health, TeacherUse, judge
-from trainers.engine.layout import CHECKPOINTS, METRICS, newest_checkpoint
-from trainers.engine.parallel import StopFlag, rank, sum_over_ranks, whole_state, world_size
+from trainers.engine.config import TrainConfig
 from trainers.engine.progress import TrainProgress
 from trainers.engine.step import Engine
+from trainers.engine.stop_flag import StopFlag
+from trainers.evaluation.during_training import Evaluations
 from trainers.evaluation.knn import EvaluationSet, label_free
-from trainers.evaluation.while_training import Evaluations
 from trainers.methods.config import ClassifyConfig
 from trainers.methods.method import Clock
-from trainers.models.encoders import export, untrained
+from trainers.models.encoders import export, without_weights
+from trainers.output_files import CHECKPOINTS, METRICS, newest_checkpoint
+from trainers.ranks import full_state, rank, sum_over_ranks, world_size
 
 _MOST_BAD_STEPS = 3
 _MOST_ROLLBACKS = 3
@@ -47,7 +48,7 @@ def train(
     device: torch.device | None = None,
     init_from: Path | None = None,
     stop_file: Path | None = None,
-    evaluated_on: EvaluationSet | None = None,
+    evaluation_set: EvaluationSet | None = None,
 ) -> Iterator[TrainProgress]:
     """Train on this rank of the current process group; iterate to the end to get there.
 
@@ -56,14 +57,14 @@ def train(
     global batch size only. A step whose loss or gradient is not finite changes nothing; after several in a row training goes
     back to its last checkpoint and passes over the samples that led there. Raises DataError if that does not help.
 
-    With `train.evaluate_every` the encoder is measured on `evaluated_on` at that pace (`trainers.evaluation.while_training`).
-
-    Once rank 0 finds `stop_file`, all ranks save at the end of the next step and return; `finished` of the last progress tells.
+    With `train.evaluate_every` the encoder is evaluated on `evaluation_set` at that interval
+    (`trainers.evaluation.during_training`). Once rank 0 finds `stop_file`, all ranks save at the end of the next step and
+    return; `finished` of the last progress is then false.
     """
     device = device or torch.device("cpu")
     begin_at = 0
     for rollback in range(_MOST_ROLLBACKS + 1):
-        training = _Training(config, samples, out, seed, device, init_from, begin_at, stop_file, evaluated_on)
+        training = _Training(config, samples, out, seed, device, init_from, begin_at, stop_file, evaluation_set)
         try:
             yield from training.steps()
             return
@@ -88,7 +89,7 @@ class _Training:
         init_from: Path | None,
         begin_at: int,
         stop_file: Path | None,
-        evaluated_on: EvaluationSet | None,
+        evaluation_set: EvaluationSet | None,
     ) -> None:
         """`begin_at` is the step of the sample stream before which nothing may be shown (again)."""
         self.config, self.out, self.device = config, out, device
@@ -110,7 +111,7 @@ class _Training:
         self.total_steps = max(1, math.ceil(config.epochs * self.steps_per_epoch))
         newest = newest_checkpoint(out / CHECKPOINTS)
         fresh = newest is None and init_from is None
-        start = config if fresh else config.model_copy(update={"encoder": untrained(config.encoder)})
+        start = config if fresh else config.model_copy(update={"encoder": without_weights(config.encoder)})
         self.engine = Engine(start, len(samples), seed=seed, device=device)
         self.step = self.passed_over = 0
         if newest is not None:
@@ -123,11 +124,13 @@ class _Training:
         self.log = _MetricLog(out / METRICS, keep_until=self.step)
         self.evaluations = Evaluations(
             out,
-            config,
-            evaluated_on,
+            config.encoder,
+            evaluation_set,
+            evaluate_every=config.evaluate_every,
+            keep_encoders=config.keep_encoders,
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.total_steps,
-            begin_at=self.step,
+            first_step=self.step,
             device=device,
         )
 
@@ -148,7 +151,7 @@ class _Training:
         checkpoints.finish()
         if self.step == self.total_steps:
             self.evaluations.finish()
-            weights = whole_state(method.encoder)
+            weights = full_state(method.encoder)
             if rank() == 0:
                 with explained("The encoder", self.out):
                     export(self.config.encoder, weights, self.out)
@@ -177,7 +180,7 @@ class _Training:
             paused = self._evaluate()
             began, reported = began + paused, reported + paused
 
-            stops = self.stop.agreed()
+            stops = self.stop.is_set()
             saves = stops or self.step % config.checkpoint_every == 0 or self.step == self.total_steps
             if saves or self.step % config.log_every == 0:
                 loss, health = self._told(clock)
@@ -188,8 +191,8 @@ class _Training:
                 pace = (self.step - began_at) * config.global_batch_size / (now - began)
                 waiting = (self.loader.waited - waited) / (now - reported)
                 reported, waited = now, self.loader.waited
-                news = tuple(self.evaluations.news())
-                yield TrainProgress(self.step, self.total_steps, loss, pace, health, waiting, news)
+                evaluations = tuple(self.evaluations.new_lines())
+                yield TrainProgress(self.step, self.total_steps, loss, pace, health, waiting, evaluations)
             if stops:
                 return
 
@@ -228,7 +231,7 @@ class _Training:
         use = None
         if "prototypes_used" in row:
             rows, prototypes = 2 * self.config.global_batch_size // world_size(), self.config.method.prototypes  # type: ignore[union-attr]
-            use = TeacherUse(row["assignment_entropy"], row["prototypes_worth"], row["prototypes_used"], rows, prototypes)
+            use = TeacherUse(row["assignment_entropy"], row["prototype_perplexity"], row["prototypes_used"], rows, prototypes)
         return judge(self.step, self.engine.warmup(clock), use, spread, self.config.method)
 
     def _start_from(self, path: Path) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from curation.base import rng
 from curation.measures.quality import rankme, uniformity
-from trainers.config import EvaluateConfig
 from trainers.data.samples import SampleList
+from trainers.evaluation.config import EvaluateConfig
 
 _BYTES = 2**30
 """What a kNN may hold on its device, queries and bank included."""

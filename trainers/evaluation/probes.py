@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curation.base import rng
-from trainers.engine.schedules import cosine
+from trainers.schedules import cosine
 
 RATES = tuple(10 ** (power / 2) for power in range(-8, 1))
 """Learning rates of SGD that are tried: 1e-4 to 1."""

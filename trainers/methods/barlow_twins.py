@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from trainers.engine.parallel import GlobalBatchNorm, sum_with_gradient, world_size
 from trainers.methods.config import BarlowTwinsConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, mlp, width
+from trainers.models.batch_norm import GlobalBatchNorm
+from trainers.models.heads import Network, feature_dim, mlp
+from trainers.ranks import sum_with_gradient, world_size
 
 
 class BarlowTwins(Method):
@@ -19,7 +20,7 @@ class BarlowTwins(Method):
         super().__init__()
         self.config = config
         encoder = backbone()
-        projector = mlp([width(encoder), config.hidden_dim, config.hidden_dim, config.dim], bias=False)
+        projector = mlp([feature_dim(encoder), config.hidden_dim, config.hidden_dim, config.dim], bias=False)
         self.student = Network(encoder, projector)
         self.standardise = GlobalBatchNorm(config.dim, affine=False, track_running_stats=False)
 

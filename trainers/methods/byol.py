@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.methods.config import ByolConfig
-from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of
-from trainers.models.heads import Network, mlp, width
+from trainers.methods.method import Clock, EmaTeacherMethod, StepOutput, Views, copy_of
+from trainers.models.heads import Network, feature_dim, mlp
 
 
-class Byol(TaughtMethod):
+class Byol(EmaTeacherMethod):
     def __init__(self, config: ByolConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
 
         def network() -> Network:
             encoder = backbone()
-            projector = mlp([width(encoder), config.hidden_dim, config.dim])
+            projector = mlp([feature_dim(encoder), config.hidden_dim, config.dim])
             return Network(encoder, projector, mlp([config.dim, config.hidden_dim, config.dim]))
 
         self.student = network()

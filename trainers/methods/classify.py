@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainers.methods.config import ClassifyConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, width
+from trainers.models.heads import Network, feature_dim
 
 
 class Classify(Method):
@@ -18,7 +18,7 @@ class Classify(Method):
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, nn.Linear(width(encoder), config.classes))
+        self.student = Network(encoder, nn.Linear(feature_dim(encoder), config.classes))
 
     def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
         scores = outputs[0].float()

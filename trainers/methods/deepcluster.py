@@ -14,10 +14,10 @@ from curation.base import rng
 from curation.base.collectives import Alone, TorchCollectives
 from curation.embeddings.source import ArraySource
 from curation.kmeans.lloyd import kmeans
-from trainers.engine.parallel import gather
 from trainers.methods.config import DeepClusterConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, mlp, width
+from trainers.models.heads import Network, feature_dim, mlp
+from trainers.ranks import gather
 
 
 class DeepCluster(Method):
@@ -29,7 +29,7 @@ class DeepCluster(Method):
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.bottleneck_dim]))
+        self.student = Network(encoder, mlp([feature_dim(encoder), config.hidden_dim, config.bottleneck_dim]))
         self.register_buffer("memory", torch.zeros(0, 2, config.bottleneck_dim, dtype=torch.float16))
         self.register_buffer("prototypes", torch.zeros(config.heads, config.prototypes, config.bottleneck_dim))
         self.register_buffer("assignment", torch.zeros(config.heads, 0, dtype=torch.int64))

@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import sum_over_ranks, world_size
-from trainers.engine.schedules import linear
 from trainers.methods.config import DinoConfig
 from trainers.methods.losses import swapped_cross_entropy, use_of_prototypes
-from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of, follow
+from trainers.methods.method import Clock, EmaTeacherMethod, StepOutput, Views, copy_of, follow
 from trainers.methods.sinkhorn import sinkhorn
 from trainers.models.heads import NestedPrototypes, Network, dino_projector, nested_projector
+from trainers.ranks import sum_over_ranks, world_size
+from trainers.schedules import linear
 
 
-class Dino(TaughtMethod):
+class Dino(EmaTeacherMethod):
     center: Tensor
 
     def __init__(self, config: DinoConfig, backbone: Callable[[], nn.Module]) -> None:

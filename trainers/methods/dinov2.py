@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather
 from trainers.methods.config import Dinov2Config
 from trainers.methods.ibot import Ibot
 from trainers.methods.losses import koleo
 from trainers.methods.method import Clock, StepOutput, Views
+from trainers.ranks import gather
 
 
 class Dinov2(Ibot):

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation.base import rng
-from trainers.engine.parallel import sum_over_ranks
 from trainers.methods.config import IbotConfig
 from trainers.methods.dino import Dino
 from trainers.methods.losses import masked_cross_entropy
@@ -19,6 +18,7 @@ from trainers.methods.method import Clock, StepOutput, Views, follow
 from trainers.models.heads import MaskedNetwork
 from trainers.models.masks import Mask, block_mask
 from trainers.models.vit import VisionTransformer
+from trainers.ranks import sum_over_ranks
 
 
 class Ibot(Dino):

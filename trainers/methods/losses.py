@@ -97,17 +97,17 @@ def koleo(x: Tensor, every: Tensor) -> Tensor:
 
 @torch.no_grad()
 def use_of_prototypes(assignments: Tensor) -> dict[str, Tensor]:
-    """What a teacher's targets or codes (..., K), whose rows sum to 1, show of the prototypes; scalars.
+    """Measures of how a teacher's targets or codes (..., K), whose rows sum to 1, use the prototypes; scalars.
 
-    "assignment_entropy": the mean entropy of a row, in nats. "prototypes_worth": exp of the entropy of the mean row, from 1 to
-    K. "prototypes_used": how many are the largest entry of some row.
+    "assignment_entropy": the mean entropy of a row, in nats. "prototype_perplexity": exp of the entropy of the mean row, from 1
+    to K. "prototypes_used": how many prototypes are the largest entry of some row.
     """
     rows = assignments.flatten(0, -2).float()
     mean = rows.mean(0)
     used = torch.zeros_like(mean).index_fill_(0, rows.argmax(1), 1.0)
     return {
         "assignment_entropy": -torch.special.xlogy(rows, rows).sum(1).mean(),
-        "prototypes_worth": (-torch.special.xlogy(mean, mean).sum()).exp(),
+        "prototype_perplexity": (-torch.special.xlogy(mean, mean).sum()).exp(),
         "prototypes_used": used.sum(),
     }
 

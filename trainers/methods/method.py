@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.engine.parallel import local
-from trainers.engine.schedules import cosine
 from trainers.models.heads import Network
+from trainers.ranks import local_shard
+from trainers.schedules import cosine
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Method(nn.Module, ABC):
         """Called after the optimizer's update; `good` is 1.0, or 0.0 if that was skipped and nothing may be remembered."""
 
 
-class TaughtMethod(Method):
+class EmaTeacherMethod(Method):
     """A method whose teacher follows the student by exponential moving average, and is what is kept in the end."""
 
     teacher: Network
@@ -128,8 +128,8 @@ def follow(teacher: nn.Module, student: nn.Module, share: Tensor) -> None:
     """Move the teacher's parameters by a `share` (a scalar on the device) of the way to the student's of the same names."""
     own = dict(teacher.named_parameters())
     others = dict(student.named_parameters())
-    mine = [local(parameter) for parameter in own.values()]
-    theirs = [local(others[name]) for name in own]
+    mine = [local_shard(parameter) for parameter in own.values()]
+    theirs = [local_shard(others[name]) for name in own]
     torch._foreach_mul_(mine, 1 - share)
     torch._foreach_add_(mine, torch._foreach_mul(theirs, share))
 

@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather
 from trainers.methods.config import MocoV2Config
-from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of
+from trainers.methods.method import Clock, EmaTeacherMethod, StepOutput, Views, copy_of
 from trainers.methods.queue import Queue
-from trainers.models.heads import Network, width
+from trainers.models.heads import Network, feature_dim
+from trainers.ranks import gather
 
 
-class MocoV2(TaughtMethod):
+class MocoV2(EmaTeacherMethod):
     def __init__(self, config: MocoV2Config, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
 
         def network() -> Network:
             encoder = backbone()
-            dim = width(encoder)
+            dim = feature_dim(encoder)
             return Network(
                 encoder, nn.Sequential(nn.Linear(dim, config.hidden_dim), nn.ReLU(), nn.Linear(config.hidden_dim, config.dim))
             )

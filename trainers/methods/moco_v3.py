@@ -9,20 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather, gathered_rows
 from trainers.methods.config import MocoV3Config
-from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of
-from trainers.models.heads import Network, mlp, width
+from trainers.methods.method import Clock, EmaTeacherMethod, StepOutput, Views, copy_of
+from trainers.models.heads import Network, feature_dim, mlp
+from trainers.ranks import gather, gathered_rows
 
 
-class MocoV3(TaughtMethod):
+class MocoV3(EmaTeacherMethod):
     def __init__(self, config: MocoV3Config, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
 
         def network() -> Network:
             encoder = backbone()
-            projector = mlp([width(encoder), config.hidden_dim, config.hidden_dim, config.dim], last_norm=True, bias=False)
+            projector = mlp(
+                [feature_dim(encoder), config.hidden_dim, config.hidden_dim, config.dim], last_norm=True, bias=False
+            )
             return Network(encoder, projector, mlp([config.dim, config.hidden_dim, config.dim], last_norm=True, bias=False))
 
         self.student = network()

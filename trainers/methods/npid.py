@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation.base import rng
-from trainers.engine.parallel import gather, gathered_rows, sum_over_ranks, world_size
 from trainers.methods.config import NpidConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, width
+from trainers.models.heads import Network, feature_dim
+from trainers.ranks import gather, gathered_rows, sum_over_ranks, world_size
 
 
 class Npid(Method):
@@ -24,7 +24,7 @@ class Npid(Method):
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, nn.Linear(width(encoder), config.dim))
+        self.student = Network(encoder, nn.Linear(feature_dim(encoder), config.dim))
         self.register_buffer("bank", torch.zeros(0, config.dim))
         self.register_buffer("normaliser", torch.zeros(()))
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather, gathered_rows
 from trainers.methods.config import SimclrConfig
 from trainers.methods.losses import multi_positive_cross_entropy
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, mlp, width
+from trainers.models.heads import Network, feature_dim, mlp
+from trainers.ranks import gather, gathered_rows
 
 
 class Simclr(Method):
@@ -21,7 +21,7 @@ class Simclr(Method):
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.dim]))
+        self.student = Network(encoder, mlp([feature_dim(encoder), config.hidden_dim, config.dim]))
 
     def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
         seen = F.normalize(outputs[0].float(), dim=-1)

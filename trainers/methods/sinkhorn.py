@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trainers.engine.parallel import sum_over_ranks
+from trainers.ranks import sum_over_ranks
 
 
 @torch.no_grad()

@@ -5,9 +5,9 @@ Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020. Samples without 
 
 from torch import Tensor
 
-from trainers.engine.parallel import gather
 from trainers.methods.method import Views
 from trainers.methods.simclr import Simclr
+from trainers.ranks import gather
 
 
 class Supcon(Simclr):

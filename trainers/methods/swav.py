@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather, rank, world_size
 from trainers.methods.config import SwavConfig
 from trainers.methods.losses import swapped_cross_entropy, use_of_prototypes
 from trainers.methods.method import Clock, Method, StepOutput, Views
 from trainers.methods.queue import Queue
 from trainers.methods.sinkhorn import sinkhorn
 from trainers.models.heads import NestedPrototypes, Network, mlp, nested_projector
+from trainers.ranks import gather, rank, world_size
 
 
 class Swav(Method):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather
 from trainers.methods.config import VicregConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, mlp, width
+from trainers.models.heads import Network, feature_dim, mlp
+from trainers.ranks import gather
 
 
 class Vicreg(Method):
@@ -20,7 +20,7 @@ class Vicreg(Method):
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.hidden_dim, config.dim]))
+        self.student = Network(encoder, mlp([feature_dim(encoder), config.hidden_dim, config.hidden_dim, config.dim]))
 
     def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
         return (views.crops[:1],)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation.base import rng
-from trainers.data import device as memory
-from trainers.engine.parallel import gather
+from trainers.data.tensor_memory import to_device
 from trainers.methods.config import WmseConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, mlp, width
+from trainers.models.heads import Network, feature_dim, mlp
+from trainers.ranks import gather
 
 _EPSILON = 1e-3
 """Of the identity, mixed into a covariance."""
@@ -26,7 +26,7 @@ class Wmse(Method):
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.dim]))
+        self.student = Network(encoder, mlp([feature_dim(encoder), config.hidden_dim, config.dim]))
 
     def begin(self, num_samples: int, stream: int) -> None:
         self._stream = stream
@@ -40,7 +40,7 @@ class Wmse(Method):
         draws = rng.generator(rng.key(self._stream, "slices", clock.step))
         slices = np.concatenate([draws.permutation(len(every)).reshape(-1, size) for _ in range(self.config.permutations)])
         with torch.autocast(every.device.type, enabled=False):
-            terms = [whitened_error(every[some]) for some in memory.on(every.device, slices)]
+            terms = [whitened_error(every[some]) for some in to_device(every.device, slices)]
         return StepOutput(torch.stack(terms).mean())
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from curation.base.errors import ConfigError, DataError
 from curation.base.files import write_atomic
-from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, TrainableConfig, VitConfig
-from trainers.engine.layout import DESCRIPTION, WEIGHTS
+from trainers.models.config import EncoderConfig, PixelsConfig, TimmConfig, TrainableConfig, VitConfig
 from trainers.models.pretrained import load_weights
 from trainers.models.vit import VisionTransformer
+from trainers.output_files import DESCRIPTION, WEIGHTS
 
 
 class PixelComponents(nn.Module):
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
                 dim, inputs = state["components"].shape
                 backbone: nn.Module = PixelComponents(inputs, dim)
             else:
-                config = untrained(config)
+                config = without_weights(config)
                 backbone = build_backbone(config)
             backbone.load_state_dict(state)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -93,7 +93,7 @@ def export(config: PixelsConfig | VitConfig | TimmConfig, weights: dict[str, Ten
     A mask token stays behind: timm's models have none. So does where it started from.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    description = (config if isinstance(config, PixelsConfig) else untrained(config)).model_dump(mode="json")
+    description = (config if isinstance(config, PixelsConfig) else without_weights(config)).model_dump(mode="json")
     if isinstance(config, VitConfig):
         state.pop("mask_token", None)
         description["mask_token"] = False
@@ -124,7 +124,7 @@ class InputRange:
         return (scaled - mean) / std
 
 
-def untrained(config: TrainableConfig) -> TrainableConfig:
+def without_weights(config: TrainableConfig) -> TrainableConfig:
     """The same network, whose weights come from elsewhere: nothing is read or downloaded to build it."""
     return config.model_copy(update={"weights": None} | ({"pretrained": False} if isinstance(config, TimmConfig) else {}))
 

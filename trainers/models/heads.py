@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import GlobalBatchNorm
+from trainers.models.batch_norm import GlobalBatchNorm
 from trainers.models.masks import Mask
 from trainers.models.vit import VisionTransformer
 
@@ -20,7 +20,7 @@ class Network(nn.Module):
         self.backbone = backbone
         self.projector = projector
         self.predictor = predictor
-        self.features = torch.empty(0, width(backbone))
+        self.features = torch.empty(0, feature_dim(backbone))
         """(B, D) of the first crops seen last, for whoever watches over the training."""
 
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, ...]:
@@ -136,12 +136,12 @@ def nested_projector(backbone: nn.Module, levels: int, make: Callable[[int], nn.
     Representation Learning", 2025.
     """
     if levels == 1:
-        return make(width(backbone))
-    dims = [width(backbone) >> level for level in range(levels)]
+        return make(feature_dim(backbone))
+    dims = [feature_dim(backbone) >> level for level in range(levels)]
     return _NestedProjector([make(dim) for dim in dims], dims)
 
 
-def width(backbone: nn.Module) -> int:
+def feature_dim(backbone: nn.Module) -> int:
     """How many features a backbone gives."""
     return int(backbone.num_features)  # type: ignore[arg-type]
 

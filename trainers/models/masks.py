@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curation.base import rng
-from trainers.data import device as memory
+from trainers.data.tensor_memory import to_device
 
 _SMALLEST = 4
 _ASPECT = 0.3
@@ -51,7 +51,7 @@ def block_mask(
     rows = (views * len(positions) + samples) * flat.shape[2] + patches
     weight = 1 / flat.sum(2)[views, samples].astype(np.float32)
     parts = (flat.reshape(-1, flat.shape[2]), rows, weight)
-    return Mask(*(memory.on(device, part) for part in parts))
+    return Mask(*(to_device(device, part) for part in parts))
 
 
 def _hide(crop: np.ndarray, wanted: int, draws: np.random.Generator) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainers.config import VitConfig
+from trainers.models.config import VitConfig
 from trainers.models.packed import Group, Subset, add_branch, pack, take, unpack
 
 Rotation = tuple[Tensor, Tensor]

@@ -8,7 +8,9 @@ from pipeline.artifacts.manifest import Manifest, fingerprint, read_kind
 from pipeline.config import EmbedConfig
 from pipeline.stages.embed import Embed
 from pipeline.stages.train import Train
-from trainers.config import EvaluateConfig, TimmConfig, TrainConfig
+from trainers.engine.config import TrainConfig
+from trainers.evaluation.config import EvaluateConfig
+from trainers.models.config import TimmConfig
 
 
 def fingerprints(weights: Path) -> list[str]:

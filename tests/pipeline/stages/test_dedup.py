@@ -19,7 +19,7 @@ from pipeline.stages.dedup import Dedup
 from pipeline.stages.embed import Embed
 from pipeline.stages.shard import Shard
 from pipeline.stages.stage import Work, run_stage
-from trainers.config import PixelsConfig
+from trainers.models.config import PixelsConfig
 
 pytestmark = pytest.mark.xdist_group("stages")
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from curation.base.errors import DataError
-from trainers.config import ViewsConfig
 from trainers.data import loader as loading
+from trainers.data.config import ViewsConfig
 from trainers.data.loader import Batch, Loader
 from trainers.data.samples import ROWS_PER_EPOCH, SampleList, ShardReader
 

@@ -7,8 +7,8 @@ import pytest
 
 from curation.base.errors import DataError
 from tests.trainers.data.test_loader import VIEWS
+from trainers.data.config import OrderName
 from trainers.data.loader import Loader
-from trainers.data.order import OrderName
 from trainers.data.samples import SampleList
 
 LABELS = np.array([5] * 40 + [2] * 9 + [7] * 4 + [0] * 7 + [-1] * 1)

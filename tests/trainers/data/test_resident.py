@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.trainers.data.test_loader import add_image
-from trainers.config import ViewsConfig
+from trainers.data.config import ViewsConfig
 from trainers.data.loader import Loader
 from trainers.data.resident import ResidentImages
 from trainers.data.samples import SampleList, ShardReader

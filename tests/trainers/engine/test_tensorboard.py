@@ -7,8 +7,8 @@ import pytest
 from curation.base.errors import ConfigError
 from curation.base.files import write_atomic
 from tests.helpers import TINY, windrow, words, write_images
-from trainers.engine.layout import EVALUATIONS, METRICS
 from trainers.engine.tensorboard import EVENTS, TensorBoard
+from trainers.output_files import EVALUATIONS, METRICS
 
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from tests.helpers import on_ranks
-from trainers.config import VitConfig
 from trainers.engine.accumulation import backward
-from trainers.engine.parallel import average, parallelise, rank, synchronise_batch_norm, whole_state, world_size
+from trainers.engine.parallel import average_gradients, parallelise
 from trainers.methods import config as configs
 from trainers.methods.build import build_method
 from trainers.methods.method import Clock, Method, Views
+from trainers.models.batch_norm import synchronise_batch_norm
+from trainers.models.config import VitConfig
 from trainers.models.encoders import build_backbone
+from trainers.ranks import full_state, rank, world_size
 
 SAMPLES, CLASSES = 24, 3
 VIT = VitConfig(image_size=16, patch_size=8, dim=24, depth=2, heads=2)
@@ -81,7 +83,7 @@ def steps(config: configs.MethodConfig, mode: str, parts: int, norm: bool) -> tu
     for step in range(3):
         clock = Clock(step, 3, 3)
         found = backward(method, views(step), clock, parts=parts, seed=torch.manual_seed, precision=nullcontext)
-        average(method.parameters())
+        average_gradients(method.parameters())
         optimizer.step()
         optimizer.zero_grad()
         method.after_step(clock, torch.ones(()))
@@ -89,7 +91,7 @@ def steps(config: configs.MethodConfig, mode: str, parts: int, norm: bool) -> tu
         if world_size() > 1:
             torch.distributed.all_reduce(loss)
         losses.append(float(loss) / world_size())
-    return losses, whole_state(method)
+    return losses, full_state(method)
 
 
 def _compare(rank: int, directory: Path) -> None:
