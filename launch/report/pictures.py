@@ -21,7 +21,8 @@ from pipeline.stages.cluster import read_hierarchy
 from pipeline.stages.embed import open_embeddings
 from pipeline.stages.shard import INDEX, REJECTS
 from trainers.data.decoding import decode
-from trainers.data.samples import PLACE, SampleList, ShardReader
+from trainers.data.samples import PLACE, SampleList
+from trainers.data.shard_reader import ShardReader
 
 MAP_ROWS, MAP_PICTURES = 2000, 500
 _PER_CLUSTER, _PER_GROUP, _PER_REASON = 12, 3, 7

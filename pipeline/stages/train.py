@@ -15,7 +15,7 @@ from pipeline.artifacts.manifest import Part, by_content, identity, read_kind
 from pipeline.stages.evaluate import evaluation_set
 from pipeline.stages.select import SELECTION, TRAINING
 from pipeline.stages.stage import Made, Work
-from trainers.data.samples import SampleList
+from trainers.data.mapped_list import TrainingList, map_lists
 from trainers.engine.config import TrainConfig
 from trainers.engine.progress import TrainProgress
 from trainers.engine.tensorboard import TensorBoard
@@ -164,10 +164,10 @@ def train_rank(
     from curation.distance.nearest import default_device
     from trainers.engine.train import train
 
-    listed = SampleList.read(training_list, samples, config.label)
-    if config.mix:
-        others = [(SampleList.read(o.selection / TRAINING, o.samples, config.label), o.weight) for o in config.mix]
-        listed = SampleList.mix([(listed, 1 - sum(weight for _, weight in others)), *others])
+    rest = 1 - sum(other.weight for other in config.mix)
+    lists = [TrainingList(training_list, samples, rest)]
+    lists += [TrainingList(other.selection / TRAINING, other.samples, other.weight) for other in config.mix]
+    listed = map_lists(lists, stop_file.parent, config.label)
     yield from train(
         config,
         listed,

@@ -12,7 +12,8 @@ from pipeline.stages.shard import read_index
 from tests.helpers import SHARED_DATA, windrow
 from trainers.data.decoding import decode, decode_window
 from trainers.data.restart_markers import with_restarts
-from trainers.data.samples import PLACE, SampleList, ShardReader
+from trainers.data.samples import PLACE, SampleList
+from trainers.data.shard_reader import ShardReader
 
 
 def needs(name: str) -> pytest.MarkDecorator:

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 
 from curation.base.errors import DataError
-from trainers.data.samples import SampleList, ShardReader
+from trainers.data.samples import SampleList
+from trainers.data.shard_reader import ShardReader
 from trainers.data.stores import is_url
 from trainers.data.views import Draws, cut
 
@@ -209,7 +210,6 @@ def _cut_all(num_bytes: int, memory: int, tasks: int, done: int) -> None:
         size=rows["size"],
         crc32=rows["crc32"],
         row_id=np.arange(len(rows)),
-        repeats=np.ones(len(rows), dtype=np.int32),
     )
     # Whoever serves a training tries again: here every sample of a batch would wait for a store that is away.
     reader, draws = ShardReader(samples, tries=1), Draws(rows["numbers"], rows["sides"])

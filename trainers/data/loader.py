@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from curation.base.errors import DataError
 from trainers.data import crop_workers as cutting
 from trainers.data import stores, views
 from trainers.data.config import OrderName, ViewsConfig
-from trainers.data.order import Balanced, Distinct, Mixed, Order, Shuffled
+from trainers.data.order import order_of
 from trainers.data.resident import ResidentImages
-from trainers.data.samples import RESTORE, UNREADABLE, BadSampleError, SampleList, ShardReader
+from trainers.data.samples import BadSampleError, SampleList
+from trainers.data.shard_reader import RESTORE, UNREADABLE, ShardReader
 from trainers.data.tensor_memory import recycled_empty
 from trainers.ranks import ranks_per_node
 
@@ -102,7 +103,7 @@ class Loader:
                 f"train.global_batch_size {global_batch_size} must be a multiple of the {world_size} ranks. "
                 "Change one of them; the result depends on the global batch size only."
             )
-        if samples.repeats.sum() == 0:
+        if samples.num_entries == 0:
             raise DataError("There is nothing to train on: the training list is empty.")
         if missing := stores.missing(samples.shards):
             raise DataError(f"{len(missing):,} of {len(samples.shards):,} shards are missing, such as {missing[0]}. {RESTORE}")
@@ -120,7 +121,7 @@ class Loader:
         self._workers = workers
         if self._resident is None:
             cutting.server()  # there by the time that networks are built
-        self._order = _order_of(samples, order, seed, global_batch_size)
+        self._order = order_of(samples, order, seed, global_batch_size)
         self._max_bad_fraction = max_bad_fraction
         self._planned: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         self.waited = 0.0
@@ -214,11 +215,6 @@ class Loader:
             replaced=self._samples.row_id[[one.index for one in bad]],
         )
 
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        """(N,) int64: samples shown in an epoch up to and with each, repeats included. Needed once a sample is bad."""
-        return np.cumsum(self._samples.repeats, dtype=np.int64)
-
     def _positions(self, step: int) -> np.ndarray:
         """This rank's positions in the stream."""
         start = step * self._global_batch_size
@@ -245,8 +241,8 @@ class Loader:
         """Use another sample in place of the one at `place`: the first that `use` takes."""
         bad = int(shown.indices[place])
         position = shown.positions[place : place + 1]
-        tries = rng.uniform(rng.key(self._seed, "replacements"), position, _REPLACEMENTS)[0] * self._ends[-1]
-        for index in np.searchsorted(self._ends, tries, side="right").tolist():
+        draws = rng.uniform(rng.key(self._seed, "replacements"), position, _REPLACEMENTS)[0]
+        for index in self._samples.rows_of_entries(draws * self._samples.num_entries).tolist():
             try:
                 use(index)
             except BadSampleError as error:
@@ -269,23 +265,3 @@ def _own(crops: np.ndarray) -> Tensor:
     own = recycled_empty(crops.shape, torch.uint8)
     np.copyto(own.numpy(), crops)  # torch's threads would go on spinning after it, on the cores that decode
     return own
-
-
-def _order_of(samples: SampleList, name: OrderName, seed: int, global_batch_size: int) -> Order:
-    """The order called `name`. Raises DataError if the list cannot be shown so."""
-    if samples.parts:
-        if name == "distinct":
-            raise DataError("train.order distinct is for one training list: labels of several say nothing of one another.")
-        orders = [
-            _order_of(part, name, rng.key(seed, "part", number), global_batch_size)
-            for number, (part, _) in enumerate(samples.parts)
-        ]
-        offsets = np.cumsum([0, *(len(part) for part, _ in samples.parts)])
-        return Mixed(orders, [weight for _, weight in samples.parts], offsets.tolist(), seed)
-    if name == "shuffled":
-        return Shuffled(samples.repeats, samples.per_epoch, seed)
-    if samples.label is None:
-        raise DataError(f"train.order {name} wants labels: name their column in train.label.")
-    if name == "balanced":
-        return Balanced(samples.repeats, samples.label, samples.per_epoch, seed)
-    return Distinct(samples.repeats, samples.label, samples.per_epoch, seed, global_batch_size)

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.data.samples import BadSampleError, SampleList, ShardReader
+from trainers.data.samples import BadSampleError, SampleList
+from trainers.data.shard_reader import ShardReader
 from trainers.data.tensor_memory import to_device
 
 _CHUNK = 256

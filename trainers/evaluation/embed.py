@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from trainers.data.resize import to_square
-from trainers.data.samples import SampleList, ShardReader
+from trainers.data.samples import SampleList
+from trainers.data.shard_reader import ShardReader
 from trainers.models.encoders import Encoder
 
 _FETCHED = 256

@@ -15,7 +15,8 @@ from curation.base.errors import DataError
 from trainers.data import loader as loading
 from trainers.data.config import ViewsConfig
 from trainers.data.loader import Batch, Loader
-from trainers.data.samples import ROWS_PER_EPOCH, SampleList, ShardReader
+from trainers.data.samples import ROWS_PER_EPOCH, SampleList
+from trainers.data.shard_reader import ShardReader
 
 VIEWS = ViewsConfig(num_local=1, global_size=8, local_size=8)
 

@@ -10,7 +10,8 @@ from tests.trainers.data.test_loader import add_image
 from trainers.data.config import ViewsConfig
 from trainers.data.loader import Loader
 from trainers.data.resident import ResidentImages
-from trainers.data.samples import SampleList, ShardReader
+from trainers.data.samples import SampleList
+from trainers.data.shard_reader import ShardReader
 
 CPU = torch.device("cpu")
 
