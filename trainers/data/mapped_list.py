@@ -130,7 +130,6 @@ def _write(directory: Path, lists: Sequence[TrainingList], label: str | None) ->
     if has_repeats and all(part.each_once for part in parts):
         (directory / f"{REPEATS}.npy").unlink()
     (directory / _DESCRIPTION).write_text(json.dumps([vars(part) for part in parts]))
-    pa.default_memory_pool().release_unused()  # else a few hundred MB stay with the process that wrote
 
 
 def _batches(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -91,12 +91,12 @@ class Engine:
         config, method = self.config, self.method
         rate, frozen = self._rate(clock), method.prototypes_frozen(clock)
         set_rates(self.optimizer, rate, self._weight_decay(clock), prototypes_frozen=frozen)
-        found = backward(
+        output = backward(
             method,
             views,
             clock,
-            parts=config.accumulation,
-            seed=lambda part: torch.manual_seed(rng.key(self.seed, "layers", clock.step, rank(), part) >> 1),
+            pieces=config.accumulation,
+            seed=lambda piece: torch.manual_seed(rng.key(self.seed, "layers", clock.step, rank(), piece) >> 1),
             precision=self.precision,
             recomputes=config.checkpoint_activations,
         )
@@ -104,13 +104,13 @@ class Engine:
         if frozen:  # they count neither in the norm nor in the optimizer's moments
             torch._foreach_zero_([parameter.grad for parameter in self._prototypes])
         norm = clip_gradients(self._trained, config.clip_gradient)
-        good = (norm.isfinite() & found.loss.detach().isfinite()).float()
+        good = (norm.isfinite() & output.loss.detach().isfinite()).float()
         good = (sum_over_ranks(good) == world_size()).float()
         skip_if(self.optimizer, good == 0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        method.after_step(clock, good)
-        return StepResult(found.loss.detach(), found.scalars, norm, good, rate)
+        method.after_step(clock, good, output.remember)
+        return StepResult(output.loss.detach(), output.scalars, norm, good, rate)
 
     def warmup(self, clock: Clock) -> float:
         """Steps in which the learning rate rises: at most half of all."""

@@ -1,4 +1,4 @@
-"""BYOL: the student predicts what its slowly following teacher makes of another view.
+"""BYOL: the student predicts the embedding that its moving average, the teacher, gives another view.
 
 Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020.
 """
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from trainers.methods.config import ByolConfig
 from trainers.methods.method import Clock, EmaTeacherMethod, StepOutput, Views, copy_of
-from trainers.models.heads import Network, feature_dim, mlp
+from trainers.models.heads import Encoded, Network, feature_dim, mlp
 
 
 class Byol(EmaTeacherMethod):
+    """A student with a predictor, and a teacher."""
+
     def __init__(self, config: ByolConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
@@ -27,8 +29,8 @@ class Byol(EmaTeacherMethod):
         self.student = network()
         self.teacher = copy_of(self.student, network)
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
-        return StepOutput(regression(outputs[0].float(), targets[0].float()))
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
+        return StepOutput(regression(outputs.embeddings.float(), targets.embeddings.float()))
 
 
 def regression(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Supervised contrastive learning, on pseudo-labels.
 
-Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020. Samples without a label are alike to themselves only.
+Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020. A sample without a label is a positive of itself only.
 """
 
 from torch import Tensor
@@ -11,6 +11,8 @@ from trainers.ranks import gather
 
 
 class Supcon(Simclr):
-    def _alike(self, views: Views, own: Tensor) -> Tensor:
+    """SimCLR where samples of one label are positives of one another, too."""
+
+    def _positives(self, views: Views, rows: Tensor) -> Tensor:
         label = gather(views.label)
-        return (views.label[:, None] == label) & (label >= 0) | super()._alike(views, own)
+        return (views.label[:, None] == label) & (label >= 0) | super()._positives(views, rows)
