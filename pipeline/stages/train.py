@@ -83,7 +83,7 @@ class Train:
                 for line in last.evaluations:
                     work.runtime.console.say(f"  step {line['step']:,} (epoch {line['epoch']:.4g}): {in_words(line)}")
                 if board:
-                    board.follow()
+                    board.update()
         if last is not None and not last.finished:
             raise StoppedError(f"Saved at step {last.step:,} of {last.total_steps:,}, as a signal asked.")
         losses = [json.loads(line)["loss"] for line in (work.out / METRICS).open()]

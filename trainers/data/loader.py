@@ -94,7 +94,7 @@ class Loader:
         workers: int | None = None,
         order: OrderName = "shuffled",
         max_bad_fraction: float = 0.01,
-        most_resident_bytes: int = 0,
+        max_resident_bytes: int = 0,
         device: torch.device | None = None,
     ) -> None:
         if global_batch_size % world_size:
@@ -112,7 +112,7 @@ class Loader:
             with suppress(BadSampleError):
                 self._reader.read(0)  # an unreadable store raises here, once, and not in every process
         workers = workers or min(_MAX_WORKERS, max(1, _cores() // ranks_per_node()))
-        self._resident = ResidentImages.of(samples, most_resident_bytes, device or torch.device("cpu"), workers)
+        self._resident = ResidentImages.of(samples, max_resident_bytes, device or torch.device("cpu"), workers)
         self._config = config
         self._seed = seed
         self._global_batch_size = global_batch_size

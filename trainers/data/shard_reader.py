@@ -76,8 +76,8 @@ class ShardReader:
             raise DataError(f"Shard {self._shard(index)} is not there. {RESTORE}") from content
         if isinstance(content, Exception):
             raise DataError(
-                f"Shard {self._shard(index)} cannot be read, tried {self._tries} times: {content!r}. See that the store can be "
-                "reached from here and lets you read; then run again, which continues."
+                f"Shard {self._shard(index)} cannot be read, tried {self._tries} times: {content!r}. Check that the store "
+                "can be reached and read from this machine; then run again, which continues."
             ) from content
         return content
 

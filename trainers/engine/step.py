@@ -1,4 +1,4 @@
-"""What makes the steps of a training: a method, its optimizer, its schedules and its precision, on this rank."""
+"""The step of a training, on this rank: a method, its optimizer, its schedules and its precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ from trainers.schedules import cosine, warmup_cosine
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to. Every tensor is a scalar on the device, which nobody has waited for."""
+    """The result of a step. Every tensor is a scalar on the device that the host has not waited for."""
 
     loss: Tensor
     scalars: dict[str, Tensor]
-    """More of the method's own."""
+    """Further scalars of the method."""
     gradient_norm: Tensor
-    """Before clipping."""
+    """The norm before clipping."""
     good: Tensor
     """1.0, or 0.0 if the loss or the gradient of some rank was not finite, and the step changed nothing."""
     learning_rate: float
@@ -43,7 +43,7 @@ class Engine:
     """The training state of this rank, and the step that changes it. The host never waits for the device in a step."""
 
     def __init__(self, config: TrainConfig, num_samples: int, *, seed: int, device: torch.device) -> None:
-        """For a training list of `num_samples`. All ranks make one together, alike but for the device."""
+        """For a training list of `num_samples`. All ranks construct it together, with the same arguments but for the device."""
         self.config, self.seed, self.device = config, seed, device
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.precision = partial[AbstractContextManager[object]](torch.autocast, device.type, torch.bfloat16, enabled=bf16)
@@ -62,12 +62,14 @@ class Engine:
         self._prototypes = [parameter for group in groups if group["prototypes"] for parameter in group["params"]]
 
     def _build(self) -> Method:
-        """With its weights on rank 0. The other ranks get theirs from it, and make none if it is our own encoder's."""
+        """The method, with its weights on rank 0; other ranks receive them, and make none themselves for a VitConfig."""
         encoder = self.config.encoder
-        elsewhere = rank() > 0 and isinstance(encoder, VitConfig)  # timm's models may count on real tensors
-        with torch.random.fork_rng(devices=[]), torch.device("meta") if elsewhere else nullcontext():
+        receives_weights = rank() > 0 and isinstance(encoder, VitConfig)  # timm's models may need real tensors
+        with torch.random.fork_rng(devices=[]), torch.device("meta") if receives_weights else nullcontext():
             torch.manual_seed(rng.key(self.seed, "weights") >> 1)
-            return build_method(self.config.method, lambda: build_backbone(without_weights(encoder) if elsewhere else encoder))
+            return build_method(
+                self.config.method, lambda: build_backbone(without_weights(encoder) if receives_weights else encoder)
+            )
 
     def views(self, batch: Batch) -> Views:
         """The batch on the device, its crops coloured and normalised."""
@@ -83,11 +85,11 @@ class Engine:
             for group, first in ((batch.global_crops, 0), (batch.local_crops, 2))
             if len(group)
         ]
-        index, label = (to_device(self.device, part) for part in (batch.index, batch.label))
+        index, label = (to_device(self.device, array) for array in (batch.index, batch.label))
         return Views(crops, index, label, batch.position)
 
     def step(self, views: Views, clock: Clock) -> StepResult:
-        """One update of all weights by the samples of all ranks, or none of any if these do not lead to finite numbers."""
+        """Update all weights by the samples of all ranks, or leave all as they are if a loss or gradient is not finite."""
         config, method = self.config, self.method
         rate, frozen = self._rate(clock), method.prototypes_frozen(clock)
         set_rates(self.optimizer, rate, self._weight_decay(clock), prototypes_frozen=frozen)
@@ -101,7 +103,7 @@ class Engine:
             recomputes=config.checkpoint_activations,
         )
         average_gradients(self._trained)
-        if frozen:  # they count neither in the norm nor in the optimizer's moments
+        if frozen:  # prototypes then count neither in the norm nor in the optimizer's moments
             torch._foreach_zero_([parameter.grad for parameter in self._prototypes])
         norm = clip_gradients(self._trained, config.clip_gradient)
         good = (norm.isfinite() & output.loss.detach().isfinite()).float()
@@ -113,7 +115,7 @@ class Engine:
         return StepResult(output.loss.detach(), output.scalars, norm, good, rate)
 
     def warmup(self, clock: Clock) -> float:
-        """Steps in which the learning rate rises: at most half of all."""
+        """The number of steps in which the learning rate rises: at most half of all."""
         return min(self.config.warmup_epochs * clock.steps_per_epoch, clock.total_steps / 2)
 
     def _rate(self, clock: Clock) -> float:

@@ -88,12 +88,12 @@ def moved(samples: SampleList, directory: Path, url: str) -> SampleList:
     return there
 
 
-@pytest.mark.parametrize("most_resident_bytes", [0, 2**20])
-def test_a_store_gives_the_same_batches_as_a_directory(tmp_path: Path, server: Server, most_resident_bytes: int) -> None:
+@pytest.mark.parametrize("max_resident_bytes", [0, 2**20])
+def test_a_store_gives_the_same_batches_as_a_directory(tmp_path: Path, server: Server, max_resident_bytes: int) -> None:
     samples = shards(tmp_path)
     spoil(samples, 3)
     here = load(samples, 0, 1)
-    there = load(moved(samples, tmp_path, server.url), 0, 1, most_resident_bytes=most_resident_bytes)
+    there = load(moved(samples, tmp_path, server.url), 0, 1, max_resident_bytes=max_resident_bytes)
     for one, other in zip(here, there, strict=True):
         assert one.row_id.tolist() == other.row_id.tolist()
         assert one.replaced.tolist() == other.replaced.tolist()

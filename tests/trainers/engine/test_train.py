@@ -159,7 +159,7 @@ def test_stages_that_fit_neither_the_encoder_nor_each_other_are_refused() -> Non
 def _record_order(rank: int, directory: Path, world_size: int, first: int) -> None:
     """Keep which samples this rank sees from step `first` on."""
     samples = SampleList.read(directory / "list.parquet", directory)
-    loader = Loader(samples, VIEWS, seed=3, global_batch_size=8, rank=rank, world_size=world_size, most_resident_bytes=2**20)
+    loader = Loader(samples, VIEWS, seed=3, global_batch_size=8, rank=rank, world_size=world_size, max_resident_bytes=2**20)
     order = np.stack([batch.row_id for batch in loader.batches(first, 16)])
     np.save(directory / f"order-{world_size}-{rank}.npy", order)
 
