@@ -43,8 +43,9 @@ class Layout:
     """A JPEG of one scan, whose MCUs (minimum coded units: some blocks of each component) follow one another row by row."""
 
     height: int
-    """In pixels, as is the width."""
+    """Height in pixels."""
     width: int
+    """Width in pixels."""
     components: tuple[Component, ...]
     tables: Mapping[int, bytes]
     """The Huffman tables as in the file, sixteen counts and then symbols; the numbers of AC tables begin at 16."""

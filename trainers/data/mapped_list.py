@@ -41,7 +41,7 @@ class TrainingList(NamedTuple):
 
 @dataclass
 class _Part:
-    """What is written of one list beside its columns."""
+    """The description of one list that is written with the columns."""
 
     shards: list[str]
     """Relative to the folder of the shards."""
@@ -150,13 +150,13 @@ def _column(directory: Path, name: str, num_rows: int) -> Iterator[BinaryIO]:
 
 
 def _arrays(batch: pa.RecordBatch, numbers: dict[str, int], first_shard: int, label: str | None) -> dict[str, np.ndarray]:
-    """The columns of a batch as arrays; `numbers` is the number of each shard of the list so far, and is added to."""
+    """The columns of a batch as arrays; `numbers` maps the shards of the list to their numbers, and new ones are added."""
     shards = batch["shard"]
     if not pa.types.is_dictionary(shards.type):
         shards = shards.dictionary_encode()
-    known = [numbers.setdefault(name, len(numbers)) for name in shards.dictionary.to_pylist()]
+    shard_numbers = [numbers.setdefault(name, len(numbers)) for name in shards.dictionary.to_pylist()]
     arrays = {name: batch[name].to_numpy() for name in ("offset", "size", "crc32", "row_id")}
-    arrays["shard"] = first_shard + np.array(known, np.int32)[shards.indices.to_numpy()]
+    arrays["shard"] = first_shard + np.array(shard_numbers, np.int32)[shards.indices.to_numpy()]
     arrays[REPEATS] = batch[REPEATS].to_numpy() if REPEATS in batch.schema.names else np.ones(len(batch), np.int32)
     if label:
         arrays["label"] = batch[label].to_numpy()

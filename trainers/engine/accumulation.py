@@ -74,7 +74,7 @@ def backward(
 
 
 def _reduce_gradients(network: nn.Module, now: bool) -> None:
-    """Whether FSDP reduces gradients over ranks in the next backward pass."""
+    """Set whether FSDP reduces gradients over ranks in the next backward pass."""
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(now)
 

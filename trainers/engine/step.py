@@ -43,7 +43,7 @@ class Engine:
     """The training state of this rank, and the step that changes it. The host never waits for the device in a step."""
 
     def __init__(self, config: TrainConfig, num_samples: int, *, seed: int, device: torch.device) -> None:
-        """For a training list of `num_samples`. All ranks construct it together, with the same arguments but for the device."""
+        """Build the state for a list of `num_samples`. All ranks do so together, with equal arguments but for the device."""
         self.config, self.seed, self.device = config, seed, device
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.precision = partial[AbstractContextManager[object]](torch.autocast, device.type, torch.bfloat16, enabled=bf16)

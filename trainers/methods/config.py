@@ -41,7 +41,7 @@ class DinoConfig(PrototypesConfig):
     momentum: Momentum = 0.996
     """Momentum of the teacher's moving average at the start; rises to 1 on a cosine."""
     targets: Literal["centering", "sinkhorn"] = "centering"
-    """How collapse of the teacher's targets is prevented: by subtracting their mean, or by three Sinkhorn-Knopp iterations."""
+    """Protection of the teacher's targets from collapse: their mean is subtracted, or three Sinkhorn-Knopp iterations run."""
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of the moving average that is subtracted."""
 

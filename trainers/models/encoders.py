@@ -110,7 +110,7 @@ class InputRange:
 
     @classmethod
     def of(cls, backbone: nn.Module) -> "InputRange":
-        """As the configuration of a VisionTransformer says, or as timm states for its model; 0.5 for any other network."""
+        """The range in a VisionTransformer's configuration, or what timm states for its model; 0.5 for any other network."""
         if isinstance(backbone, VisionTransformer):
             return cls(backbone.config.mean, backbone.config.std)
         stated = getattr(backbone, "pretrained_cfg", None)

@@ -19,7 +19,7 @@ class Group(NamedTuple):
 
 
 class Subset(NamedTuple):
-    """Some samples of every group, the only ones that a residual branch runs on."""
+    """A subset of the samples of every group, which a residual branch runs on."""
 
     groups: list[Group]
     rows: Tensor

@@ -12,8 +12,7 @@ import torch
 
 from curation.base.errors import DataError
 from tests.trainers.data.test_loader import VIEWS, load, shards, spoil
-from trainers.data import samples as sampling
-from trainers.data import stores
+from trainers.data import shard_reader, stores
 from trainers.data.loader import Loader
 from trainers.data.resident import ResidentImages
 from trainers.data.samples import SHARDS_URL, SampleList
@@ -139,7 +138,7 @@ def test_a_store_that_fails_for_a_moment_changes_nothing(tmp_path: Path, server:
 def test_a_store_that_goes_away_is_waited_for_once(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = Loader(moved(shards(tmp_path), tmp_path, server.url), VIEWS, seed=1, global_batch_size=4)
     waits: list[float] = []
-    monkeypatch.setattr(sampling.time, "sleep", waits.append)
+    monkeypatch.setattr(shard_reader.time, "sleep", waits.append)
     server.failing, server.asked = 10**6, 0
     with pytest.raises(DataError, match="cannot be read, tried 5 times"):
         list(loader.batches(0, 3))
@@ -149,7 +148,7 @@ def test_a_store_that_goes_away_is_waited_for_once(tmp_path: Path, server: Serve
 
 def test_a_store_that_does_not_answer_is_told(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     there = moved(shards(tmp_path), tmp_path, server.url)
-    monkeypatch.setattr(sampling.time, "sleep", lambda _: None)
+    monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
     server.failing = 100
     with pytest.raises(DataError, match=r"0\.tar cannot be read, tried 5 times: .*503.*run again, which continues"):
         Loader(there, VIEWS, seed=1, global_batch_size=4)
