@@ -153,7 +153,7 @@ def test_a_store_that_does_not_answer_is_told(tmp_path: Path, server: Server, mo
     with pytest.raises(DataError, match=r"0\.tar cannot be read, tried 5 times: .*503.*run again, which continues"):
         Loader(there, VIEWS, seed=1, global_batch_size=4)
     server.failing, server.whole = 0, True
-    with pytest.raises(DataError, match=r"bytes came where \d+ were asked for: this server knows no ranges"):
+    with pytest.raises(DataError, match=r"bytes came where \d+ were requested: this server does not support ranges"):
         Loader(there, VIEWS, seed=1, global_batch_size=4)
 
 
