@@ -26,12 +26,14 @@ from curation.embeddings.source import ArraySource
 from curation.kmeans.lloyd import kmeans
 from launch.config.load import load_run
 from launch.config.recipes import recipes
-from trainers.config import EvaluateConfig, PixelsConfig, TrainConfig
 from trainers.data.samples import SampleList
+from trainers.engine.config import TrainConfig
 from trainers.engine.train import train
+from trainers.evaluation.config import EvaluateConfig
 from trainers.evaluation.embed import embed, squares
 from trainers.evaluation.knn import knn_accuracy
 from trainers.evaluation.probes import probe_accuracy
+from trainers.models.config import PixelsConfig
 from trainers.models.encoders import Encoder, build_encoder
 
 UNTRAINED = {"pixels": None, "untrained": "simclr", "untrained-vit": "ibot"}

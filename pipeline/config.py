@@ -15,7 +15,8 @@ from pipeline.rounds.config import CurateConfig, RoundConfig
 from pipeline.runtime.config import Resources
 from pipeline.sources.config import SourceConfig
 from pipeline.stages.config import EmbedConfig, ShardConfig
-from trainers.config import EvaluateConfig, TrainConfig
+from trainers.engine.config import TrainConfig
+from trainers.evaluation.config import EvaluateConfig
 
 
 def _expand_number(rounds: object) -> object:

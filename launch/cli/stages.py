@@ -137,7 +137,8 @@ def train(
     """
     from launch.config.load import load_section
     from pipeline.stages.train import Train
-    from trainers.config import EvaluateConfig, TrainConfig
+    from trainers.engine.config import TrainConfig
+    from trainers.evaluation.config import EvaluateConfig
 
     config = load_section(TrainConfig, settings or [], name="train")
     make(
@@ -164,7 +165,7 @@ def evaluate(
     from launch.config.load import load_section
     from pipeline.artifacts.evaluation import EVALUATION
     from pipeline.stages.evaluate import Evaluate
-    from trainers.config import EvaluateConfig
+    from trainers.evaluation.config import EvaluateConfig
 
     config = load_section(EvaluateConfig, settings or [], name="evaluate")
     given = {"samples": samples, "encoder": encoder, "selection": selection, "labels": labels}

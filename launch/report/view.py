@@ -19,7 +19,8 @@ from pipeline.artifacts.samples import Samples
 from pipeline.artifacts.selection import SelectedRows
 from pipeline.modalities.modality import Modality, open_modality
 from pipeline.rounds.record import RunRecord
-from trainers.data.samples import PLACE, SampleList, ShardReader
+from trainers.data.samples import PLACE, SampleList
+from trainers.data.shard_reader import ShardReader
 
 T = TypeVar("T")
 _READ_TOGETHER = 64

@@ -20,7 +20,8 @@ from pipeline.artifacts.splits import POOL
 from pipeline.artifacts.training import FrozenEncoder
 from pipeline.stages.costs import encoder_cost
 from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
-from trainers.config import EncoderConfig, EvaluateConfig
+from trainers.evaluation.config import EvaluateConfig
+from trainers.models.config import EncoderConfig
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trainers.config import SgdConfig
 
 from curation.base.errors import ConfigError
 from curation.selectors.config import BalancedConfig, SasConfig, SelectConfig
 from launch.config.load import load_run, load_section, save_run
 from launch.config.recipes import recipes
 from pipeline.config import EmbedConfig, RunConfig
-from trainers.config import SgdConfig, TimmConfig, TrainConfig
+from trainers.engine.config import TrainConfig
 from trainers.methods.config import ByolConfig, DinoConfig, SimclrConfig
+from trainers.models.config import TimmConfig
 
 SMALL = "run_dir: out\nsource: {type: images, path: here}\nselect: {strategy: random, fraction: 0.5}\n"
 
