@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curation.distance.nearest import FullProducts, default_device
+from curation.distance.nearest import default_device
+from curation.distance.products import FullProducts
 from curation.embeddings.blocks import read_ahead, tensor
 from curation.embeddings.source import EmbeddingSource
 from curation.sampling.draw import grouped

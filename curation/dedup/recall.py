@@ -5,7 +5,8 @@ import torch
 
 from curation.dedup.neighbours import Pairs
 from curation.dedup.rules import original_of
-from curation.distance.nearest import FullProducts, default_device, squared_distance
+from curation.distance.nearest import default_device, squared_distance
+from curation.distance.products import FullProducts
 from curation.embeddings.blocks import read_ahead
 from curation.embeddings.source import EmbeddingSource
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from curation.distance.nearest import Coarse
+from curation.distance.products import Coarse
 
 _ROWS, _COLUMNS, _DEPTH = 128, 256, 64
 _WARPS, _STAGES = 8, 3

@@ -9,7 +9,8 @@ from curation.base.errors import ConfigError
 from curation.distance import nearest as distance
 from curation.distance.faiss_products import FaissProducts
 from curation.distance.kernels import HalfProducts
-from curation.distance.nearest import Coarse, FullProducts, NearestCentroid, Products, default_device, squared_distance
+from curation.distance.nearest import NearestCentroid, default_device, squared_distance
+from curation.distance.products import Coarse, FullProducts, Products
 
 DEVICE = default_device()
 PRODUCTS = [FullProducts, HalfProducts, FaissProducts]
