@@ -89,7 +89,7 @@ def trained(config: TrainConfig, samples: SampleList, seed: int) -> Encoder:
 def clustered(samples: SampleList, features: np.ndarray, num_clusters: int, seed: int) -> SampleList:
     """The samples with the clusters of their `features` as labels."""
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
-    found = kmeans(ArraySource(units), num_clusters, stream=seed, spherical=True, device=default_device())
+    found = kmeans(ArraySource(units), num_clusters, rng_key=seed, spherical=True, device=default_device())
     return replace(samples, label=found.assignment.astype(np.int64))
 
 

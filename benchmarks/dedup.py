@@ -52,7 +52,7 @@ def windrow(rows: np.ndarray, case: Case) -> tuple[Found, Found]:
     from curation.sampling.draw import grouped
 
     source, radius = ArraySource(rows), (2 - 2 * case.similarity) ** 0.5
-    found = kmeans(source, case.num_clusters, stream=1)
+    found = kmeans(source, case.num_clusters, rng_key=1)
     visits = find_visits(source, found.centroids, found.assignment, radius)
     pairs, copies = set(), set()
     num = len(found.sizes)

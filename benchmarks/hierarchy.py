@@ -41,9 +41,9 @@ def rings(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def windrow_rings(points: np.ndarray, seed: int) -> np.ndarray:
-    events = hierarchical_kmeans(ArraySource(points), [1000, 300], stream=seed, resampling_steps=10)
+    events = hierarchical_kmeans(ArraySource(points), [1000, 300], rng_key=seed, resampling_steps=10)
     hierarchy = ClusterHierarchy(tuple(event for event in events if isinstance(event, Level)))
-    return select(BalancedConfig(budget=_SAMPLE), Pool(hierarchy=hierarchy), stream=seed).rows
+    return select(BalancedConfig(budget=_SAMPLE), Pool(hierarchy=hierarchy), rng_key=seed).rows
 
 
 def peer_rings(points: np.ndarray, seed: int, args: argparse.Namespace) -> np.ndarray:
@@ -91,7 +91,7 @@ def measure_billion() -> harness.Row:
         config = BalancedConfig(budget=10**7)
         with harness.PeakMemory() as memory:
             began = harness.now()
-            made = select(config, Pool(hierarchy=ClusterHierarchy(tuple(levels))), stream=1)
+            made = select(config, Pool(hierarchy=ClusterHierarchy(tuple(levels))), rng_key=1)
             seconds = harness.now() - began
         assert (np.diff(made.rows) > 0).all()
         return {"seconds": seconds, "selected": int(made.repeats.sum()), "peak_bytes": memory.num_bytes}
@@ -112,7 +112,7 @@ def measure_disk(args: argparse.Namespace) -> harness.Row:
         rows.flush()
     with harness.PeakMemory() as memory:
         began = harness.now()
-        found = kmeans(ArraySource(np.load(path, mmap_mode="r")), 1000, stream=1, max_iterations=10)
+        found = kmeans(ArraySource(np.load(path, mmap_mode="r")), 1000, rng_key=1, max_iterations=10)
         seconds = harness.now() - began
     return {
         "seconds": seconds,

@@ -54,7 +54,7 @@ def windrow(rows: np.ndarray, case: Case, seed: int, _: argparse.Namespace) -> L
     from curation.embeddings.source import ArraySource
     from curation.kmeans.lloyd import kmeans
 
-    found = kmeans(ArraySource(rows), case.num_clusters, stream=seed, max_iterations=case.iterations)
+    found = kmeans(ArraySource(rows), case.num_clusters, rng_key=seed, max_iterations=case.iterations)
     return found.centroids, found.assignment
 
 
@@ -222,7 +222,7 @@ def windrow_iterations(rows: torch.Tensor, initial: torch.Tensor, num: int, _: a
 
     source = ArraySource(rows.cpu().numpy(), block_rows=2**20)
     given = initial.cpu().numpy()
-    steps = kmeans_steps(source, len(given), stream=1, initial=given, max_iterations=num, tolerance=0)
+    steps = kmeans_steps(source, len(given), rng_key=1, initial=given, max_iterations=num, tolerance=0)
     times = []
     while True:
         try:

@@ -22,15 +22,15 @@ def key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def generator(stream: int) -> np.random.Generator:
+def generator(rng_key: int) -> np.random.Generator:
     """A numpy generator for draws made in one place, one after another."""
-    return np.random.Generator(np.random.Philox(key=stream))
+    return np.random.Generator(np.random.Philox(key=rng_key))
 
 
-def philox(stream: int, counters: np.ndarray) -> np.ndarray:
+def philox(rng_key: int, counters: np.ndarray) -> np.ndarray:
     """Ten rounds of Philox4x32 over `counters` (N, 4) uint32; returns (N, 4) uint32."""
     words = [counters[:, i].astype(np.uint64) for i in range(4)]
-    keys = [stream & 0xFFFFFFFF, stream >> 32]
+    keys = [rng_key & 0xFFFFFFFF, rng_key >> 32]
     for _ in range(10):
         first, second = words[0] * _MULTIPLIER[0], words[2] * _MULTIPLIER[1]
         words = [
@@ -43,36 +43,36 @@ def philox(stream: int, counters: np.ndarray) -> np.ndarray:
     return np.stack(words, axis=1).astype(np.uint32)
 
 
-def bits(stream: int, rows: np.ndarray, num: int) -> np.ndarray:
+def bits(rng_key: int, rows: np.ndarray, num: int) -> np.ndarray:
     """`num` random 32-bit words for each of `rows` (N,) int64; returns (N, num) uint32."""
     rows = np.ascontiguousarray(rows, dtype=np.int64).astype(np.uint64)
     counters = np.zeros((len(rows), -(-num // 4), 4), dtype=np.uint32)
     counters[:, :, 0] = (rows & _LOW)[:, None]
     counters[:, :, 1] = (rows >> _HALF)[:, None]
     counters[:, :, 2] = np.arange(counters.shape[1])
-    return philox(stream, counters.reshape(-1, 4)).reshape(len(rows), -1)[:, :num]
+    return philox(rng_key, counters.reshape(-1, 4)).reshape(len(rows), -1)[:, :num]
 
 
-def uniform(stream: int, rows: np.ndarray, num: int = 1) -> np.ndarray:
+def uniform(rng_key: int, rows: np.ndarray, num: int = 1) -> np.ndarray:
     """`num` numbers in [0, 1) for each of `rows` (N,) int64; returns (N, num) float64 with 32 random bits each."""
-    return bits(stream, rows, num) * 2.0**-32
+    return bits(rng_key, rows, num) * 2.0**-32
 
 
-def tickets(stream: int, first: int, num: int) -> np.ndarray:
+def tickets(rng_key: int, first: int, num: int) -> np.ndarray:
     """(num,) uint32: one random word for each of the rows `first`, `first` + 1, …; far cheaper than `bits` for many rows."""
     # A block of the generator is eight words; those of rows before `first` are drawn and dropped.
     skipped = first % 8
-    numbers = np.random.Generator(np.random.Philox(key=stream, counter=first // 8))
+    numbers = np.random.Generator(np.random.Philox(key=rng_key, counter=first // 8))
     return numbers.integers(0, 2**32, skipped + num, dtype=np.uint32)[skipped:]
 
 
-def order(stream: int, rows: np.ndarray) -> np.ndarray:
+def order(rng_key: int, rows: np.ndarray) -> np.ndarray:
     """(N,) uint64 sort keys: sorting rows by them shuffles the rows, and a subset keeps its relative order."""
-    words = bits(stream, rows, 2).astype(np.uint64)
+    words = bits(rng_key, rows, 2).astype(np.uint64)
     return words[:, 0] << _HALF | words[:, 1]
 
 
-def permute(stream: int, positions: np.ndarray, size: int) -> np.ndarray:
+def permute(rng_key: int, positions: np.ndarray, size: int) -> np.ndarray:
     """Where a random permutation of range(`size`) puts `positions` (N,) int64; returns (N,) int64.
 
     Any position is computed on its own in O(1) memory, so an epoch's order needs no table and resuming costs nothing.
@@ -89,14 +89,14 @@ def permute(stream: int, positions: np.ndarray, size: int) -> np.ndarray:
     while len(outside):
         left, right = values[outside] >> shift, values[outside] & mask
         for step in range(6):
-            mixed = bits(stream ^ (step << 56), right.astype(np.int64), 1)[:, 0].astype(np.uint64)
+            mixed = bits(rng_key ^ (step << 56), right.astype(np.int64), 1)[:, 0].astype(np.uint64)
             left, right = right, left ^ (mixed & mask)
         values[outside] = left << shift | right
         outside = outside[values[outside] >= size]
     return values.astype(np.int64)
 
 
-def permute_each(stream: int, which: np.ndarray, positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def permute_each(rng_key: int, which: np.ndarray, positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """As `permute`, each position (N,) within a permutation of its own: the one named `which` (N,), of range(`sizes` (N,))."""
     which, positions, sizes = (np.asarray(x, dtype=np.int64).astype(np.uint64) for x in (which, positions, sizes))
     if (positions >= sizes).any():
@@ -110,7 +110,7 @@ def permute_each(stream: int, which: np.ndarray, positions: np.ndarray, sizes: n
         left, right = values[outside] >> shift, values[outside] & mask
         for step in range(6):
             counters = np.stack([right, np.full_like(right, step), name & _LOW, name >> _HALF], axis=1).astype(np.uint32)
-            left, right = right, left ^ (philox(stream, counters)[:, 0].astype(np.uint64) & mask)
+            left, right = right, left ^ (philox(rng_key, counters)[:, 0].astype(np.uint64) & mask)
         values[outside] = left << shift | right
         outside = outside[values[outside] >= sizes[outside]]
     return values.astype(np.int64)

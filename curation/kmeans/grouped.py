@@ -37,7 +37,7 @@ def grouped_kmeans(
     offsets: np.ndarray,
     num_clusters: np.ndarray,
     *,
-    stream: int,
+    rng_key: int,
     max_iterations: int = 10,
     first_group: int = 0,
 ) -> GroupedResult:
@@ -61,7 +61,7 @@ def grouped_kmeans(
         # About each group's own mean, so that expanded distances do not cancel.
         origin = (points * real[:, :, None]).sum(1, keepdim=True) / real.sum(1)[:, None, None]
         points = (points - origin) * real[:, :, None]
-        seeds = _seed(points, real, wanted[groups], groups + first_group, trials, stream)
+        seeds = _seed(points, real, wanted[groups], groups + first_group, trials, rng_key)
         centroids, taken, found, distance = _lloyd(points, real, seeds, grid, max_iterations)
         counts[groups] = taken.sum(1).cpu().numpy()
         label[place[real]] = found[real]
@@ -123,7 +123,7 @@ def _padded(starts: np.ndarray, sizes: np.ndarray, device: torch.device) -> tupl
     return torch.where(real, place + torch.from_numpy(starts).to(device)[:, None], 0), real
 
 
-def _seed(points: Tensor, real: Tensor, num_seeds: np.ndarray, groups: np.ndarray, trials: int, stream: int) -> Tensor:
+def _seed(points: Tensor, real: Tensor, num_seeds: np.ndarray, groups: np.ndarray, trials: int, rng_key: int) -> Tensor:
     """Greedy k-means++ in each group of points (G, m, D): indices (G, k), -1 where a group has no more."""
     most = int(num_seeds.max())
     wanted = torch.from_numpy(num_seeds).to(points.device)
@@ -132,7 +132,7 @@ def _seed(points: Tensor, real: Tensor, num_seeds: np.ndarray, groups: np.ndarra
     nearest = torch.where(real, torch.inf, 0.0)
     flipped = points.transpose(1, 2)
     for step in range(most):
-        draws = torch.from_numpy(rng.uniform(rng.key(stream, step), groups, trials)).to(points.device)
+        draws = torch.from_numpy(rng.uniform(rng.key(rng_key, step), groups, trials)).to(points.device)
         mass = torch.where(real, 1.0, 0.0) if step == 0 else nearest
         cumulative = mass.double().cumsum(1)
         picks = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).clamp_(max=points.shape[1] - 1)

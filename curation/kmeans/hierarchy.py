@@ -26,7 +26,7 @@ def hierarchical_kmeans(
     source: SharedSource,
     num_clusters: Sequence[int],
     *,
-    stream: int,
+    rng_key: int,
     resampling_steps: int = 10,
     splits: int = 1,
     max_iterations: int = 50,
@@ -61,7 +61,7 @@ def hierarchical_kmeans(
         result = yield from _resampled_kmeans(
             items,
             max(1, num // parts),
-            stream=rng.key(stream, "level", depth),
+            rng_key=rng.key(rng_key, "level", depth),
             resampling_steps=resampling_steps,
             options={
                 "max_iterations": max_iterations,
@@ -80,7 +80,7 @@ def hierarchical_kmeans(
                 items,
                 result,
                 parts,
-                stream=rng.key(stream, "splits"),
+                rng_key=rng.key(rng_key, "splits"),
                 spherical=spherical,
                 workers=workers,
                 journal=journal.inner("splits"),
@@ -107,7 +107,7 @@ def _resampled_kmeans(
     items: EmbeddingSource,
     num_clusters: int,
     *,
-    stream: int,
+    rng_key: int,
     resampling_steps: int,
     options: dict[str, Any],
     workers: Collectives,
@@ -117,12 +117,14 @@ def _resampled_kmeans(
     """k-means, then `resampling_steps` times: refit on the closest items of every cluster and assign all items anew."""
 
     def fit(rows: EmbeddingSource, step: int) -> Generator[HierarchyProgress, None, Fit]:
-        steps = kmeans_steps(rows, num_clusters, stream=rng.key(stream, step), journal=journal.inner(f"step-{step}"), **options)
+        steps = kmeans_steps(
+            rows, num_clusters, rng_key=rng.key(rng_key, step), journal=journal.inner(f"step-{step}"), **options
+        )
         return (yield from _inside(depth, step, steps))
 
     def assign(centroids: np.ndarray, step: int) -> Generator[HierarchyProgress, None, KMeansResult]:
         only = {**options, "max_iterations": 0}
-        steps = kmeans_steps(items, num_clusters, stream=stream, initial=centroids, **only)
+        steps = kmeans_steps(items, num_clusters, rng_key=rng_key, initial=centroids, **only)
         return (yield from _inside(depth, step, steps)).result()
 
     if saved := journal.load("resampling"):

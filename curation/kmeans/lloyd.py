@@ -77,7 +77,7 @@ def kmeans_steps(
     source: EmbeddingSource,
     num_clusters: int,
     *,
-    stream: int,
+    rng_key: int,
     max_iterations: int = 50,
     tolerance: float = 1e-3,
     spherical: bool = False,
@@ -94,7 +94,7 @@ def kmeans_steps(
     centroids is capped at the number of distinct rows. Stops when moving the centroids to their means would lower the
     inertia by less than `tolerance` of itself, or after `max_iterations` moves; with 0 it only assigns. Starts from
     `initial` (K, D) where given, else from seeds. With `spherical` centroids are kept at unit length, which for rows of
-    unit length is k-means by cosine (Dhillon and Modha, Machine Learning 2001). `stream` is the random key (`rng.key`). The
+    unit length is k-means by cosine (Dhillon and Modha, Machine Learning 2001). `rng_key` is the random key (`rng.key`). The
     result does not depend on the `engine` that finds nearest centroids.
 
     Raises DataError for NaN or infinite rows and for an empty source.
@@ -107,7 +107,7 @@ def kmeans_steps(
         raise DataError("There are no rows to cluster: the source is empty.")
     wished = max(_SAMPLE_PER_CLUSTER * num_clusters, _SAMPLE_ROWS)
     bounded = max(_SAMPLE_BYTES // (4 * source.dim), 4 * num_clusters)
-    sample, sample_weights = rows.sample(min(wished, bounded), rng.key(stream, "sample"))
+    sample, sample_weights = rows.sample(min(wished, bounded), rng.key(rng_key, "sample"))
     space = _Space.of(sample, sample_weights, rows.total)
 
     if state := journal.load("iterations"):
@@ -117,8 +117,8 @@ def kmeans_steps(
         if initial is not None:
             centroids = initial.astype(np.float32)
         else:
-            centroids = yield from _seed(sample, sample_weights, num_clusters, space, rows, stream, journal, spherical)
-    steps = _lloyd(rows, centroids, space, stream, journal, inertia, max_iterations, spherical=spherical, tolerance=tolerance)
+            centroids = yield from _seed(sample, sample_weights, num_clusters, space, rows, rng_key, journal, spherical)
+    steps = _lloyd(rows, centroids, space, rng_key, journal, inertia, max_iterations, spherical=spherical, tolerance=tolerance)
     return (yield from steps)
 
 
@@ -128,7 +128,7 @@ def _seed(
     num_clusters: int,
     space: "_Space",
     rows: "_Rows",
-    stream: int,
+    rng_key: int,
     journal: Journal,
     spherical: bool,
 ) -> Generator[Progress, None, np.ndarray]:
@@ -138,18 +138,18 @@ def _seed(
     """
     points = torch.from_numpy(sample).to(rows.device) - space.origin.to(rows.device)
     mass = None if weights is None else torch.from_numpy(weights).to(rows.device)
-    key = rng.key(stream, "seeding")
+    key = rng.key(rng_key, "seeding")
     if num_clusters > _MANY and mass is None:
-        centroids = (mesoclusters(points, num_clusters, stream=key) + space.origin.to(rows.device)).cpu().numpy()
+        centroids = (mesoclusters(points, num_clusters, rng_key=key) + space.origin.to(rows.device)).cpu().numpy()
     else:
-        centroids = sample[plus_plus(points, num_clusters, stream=key, weights=mass, journal=journal)]
+        centroids = sample[plus_plus(points, num_clusters, rng_key=key, weights=mass, journal=journal)]
     if num_clusters <= _MANY and len(sample) < rows.total:
         alone = _Rows.of(ArraySource(sample), weights, Alone(), rows.engine, rows.device)
         sums = _Sums(alone, len(centroids), space)
         for number in range(_REFINE_MOVES):
             found = _pass(alone, centroids, space, sums, squares=False)
             yield Progress(number + 1, found.inertia, alone.total)
-            centroids, _ = _moved(found, centroids, alone, rng.key(stream, "repair", "sample", number), spherical)
+            centroids, _ = _moved(found, centroids, alone, rng.key(rng_key, "repair", "sample", number), spherical)
     # Every worker has computed the same; where their processors differ in rounding, the first one's counts.
     first = centroids if rows.workers.rank == 0 else centroids[:0]
     return rows.workers.gather(first)[0]
@@ -159,7 +159,7 @@ def _lloyd(
     rows: "_Rows",
     centroids: np.ndarray,
     space: "_Space",
-    stream: int,
+    rng_key: int,
     journal: Journal,
     inertia: list[float],
     max_moves: int,
@@ -176,16 +176,16 @@ def _lloyd(
         yield Progress(len(inertia), found.inertia, rows.total)
         if last:
             return Fit(rows, space, centroids, found, inertia)
-        moved, repaired = _moved(found, centroids, rows, rng.key(stream, "repair", len(inertia)), spherical)
+        moved, repaired = _moved(found, centroids, rows, rng.key(rng_key, "repair", len(inertia)), spherical)
         if not repaired and found.inertia - _inertia(found, moved, space) <= tolerance * found.inertia:
             return Fit(rows, space, centroids, found, inertia)
         centroids = moved
         journal.save("iterations", centroids=centroids, inertia=np.array(inertia))
 
 
-def _moved(found: "_Pass", centroids: np.ndarray, rows: "_Rows", stream: int, spherical: bool) -> tuple[np.ndarray, int]:
+def _moved(found: "_Pass", centroids: np.ndarray, rows: "_Rows", rng_key: int, spherical: bool) -> tuple[np.ndarray, int]:
     """Each of the centroids (K, D) at the mean of its rows, and how many had none and got one."""
-    repaired = _repair(found, centroids, rows, stream)
+    repaired = _repair(found, centroids, rows, rng_key)
     occupied = found.counts > 0
     means = found.sums / np.where(occupied, found.mass, 1)[:, None]
     if spherical:
@@ -278,9 +278,9 @@ class _Rows:
         first, total = place_among(workers, source.num_rows)
         return cls(source, weights, workers, first, total, engine, device, _held(source, device))
 
-    def sample(self, size: int, stream: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def sample(self, size: int, rng_key: int) -> tuple[np.ndarray, np.ndarray | None]:
         """`size` random rows of all workers' (M, D) float32 and their weights; the same on every worker."""
-        places = np.sort(rng.permute(stream, np.arange(min(size, self.total)), self.total)) - self.first
+        places = np.sort(rng.permute(rng_key, np.arange(min(size, self.total)), self.total)) - self.first
         mine = places[(places >= 0) & (places < self.source.num_rows)]
         rows = np.concatenate(self.workers.gather(self.source.take(mine).astype(np.float32)))
         if not np.isfinite(rows).all():
@@ -430,7 +430,7 @@ def _inertia(found: _Pass, centroids: np.ndarray, space: _Space) -> float:
     return max(0.0, found.squares - float((2 * sums * away).sum()) + float((found.mass * (away * away).sum(1)).sum()))
 
 
-def _repair(found: _Pass, centroids: np.ndarray, rows: _Rows, stream: int) -> int:
+def _repair(found: _Pass, centroids: np.ndarray, rows: _Rows, rng_key: int) -> int:
     """Give each empty cluster a row of its own, in place in `found`; returns how many.
 
     Rows are drawn by their squared distance, as k-means++ would draw the next seed, so crowded clusters that fit badly are
@@ -444,7 +444,7 @@ def _repair(found: _Pass, centroids: np.ndarray, rows: _Rows, stream: int) -> in
     # Each worker offers as many rows as could be needed; the best of all of them are the same for any number of workers.
     squared = rows.squared_distance(centroids, found.label).cpu().numpy()
     with np.errstate(divide="ignore"):
-        chance = rng.uniform(stream, rows.first + np.arange(rows.source.num_rows))[:, 0]
+        chance = rng.uniform(rng_key, rows.first + np.arange(rows.source.num_rows))[:, 0]
         ticket = -np.log1p(-chance) / squared
     mine = np.argsort(ticket, kind="stable")[: 2 * len(empty)]
     mine = np.sort(mine[np.isfinite(ticket[mine])])

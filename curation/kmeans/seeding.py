@@ -21,7 +21,7 @@ _SAME = 2e-6
 
 
 def plus_plus(
-    points: Tensor, num_seeds: int, *, stream: int, weights: Tensor | None = None, journal: Journal | None = None
+    points: Tensor, num_seeds: int, *, rng_key: int, weights: Tensor | None = None, journal: Journal | None = None
 ) -> np.ndarray:
     """Greedy k-means++: indices (K,) into `points` (M, D) float32, fewer than `num_seeds` if fewer points are distinct.
 
@@ -38,12 +38,12 @@ def plus_plus(
             some = slice(None, None, step)
             thinned = points[some], None if weights is None else weights[some]
             wanted = min(num_seeds // step, len(thinned[0]))
-            chosen = step * _extend((chosen // step).tolist(), *thinned, wanted, trials, rng.key(stream, step))
+            chosen = step * _extend((chosen // step).tolist(), *thinned, wanted, trials, rng.key(rng_key, step))
             journal.save("seeding", chosen=chosen, step=np.array(step))
     return chosen
 
 
-def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds: int, trials: int, stream: int) -> np.ndarray:
+def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds: int, trials: int, rng_key: int) -> np.ndarray:
     """Seeds `chosen` and more, each the best of `trials`: indices (`num_seeds`,), fewer if there are no more.
 
     Points are proposed many at a time, by the distances at that time, so that their distances are one matrix product. A
@@ -55,14 +55,14 @@ def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds
     norms = (points * points).sum(1)
     if not chosen:
         every = torch.ones_like(norms) if weights is None else weights
-        chosen = _draw(every, 1, rng.generator(rng.key(stream, "first"))).tolist()
+        chosen = _draw(every, 1, rng.generator(rng.key(rng_key, "first"))).tolist()
     mass = norms if weights is None else norms * weights
     dtype = coarse_dtype(points.device)
     seeds = _Seeds(points, norms, dtype)
     nearest = seeds.nearest(chosen)
     round_number = 0
     while len(chosen) < num_seeds:
-        draws = rng.generator(rng.key(stream, round_number))
+        draws = rng.generator(rng.key(rng_key, round_number))
         round_number += 1
         squared = nearest + norms
         squared[squared <= _SAME * norms] = 0  # a point equal to a seed, up to rounding: it must not be chosen again
@@ -129,15 +129,15 @@ class _Seeds:
         return found
 
 
-def mesoclusters(points: Tensor, num_seeds: int, *, stream: int) -> Tensor:
+def mesoclusters(points: Tensor, num_seeds: int, *, rng_key: int) -> Tensor:
     """Seeds (K, D) among many points (M, D): k-means to √K groups, then k-means inside every group at once.
 
     Costs √K times less than k-means++ over all points. A group's share of the seeds is its share of the inertia, because
     that is how k-means++ would draw them.
     """
     num_groups = math.isqrt(num_seeds)
-    some = torch.from_numpy(rng.permute(rng.key(stream, "some"), np.arange(min(len(points), 20 * num_groups)), len(points)))
-    groups = points[some[plus_plus(points[some], num_groups, stream=rng.key(stream, "groups"))]]
+    some = torch.from_numpy(rng.permute(rng.key(rng_key, "some"), np.arange(min(len(points), 20 * num_groups)), len(points)))
+    groups = points[some[plus_plus(points[some], num_groups, rng_key=rng.key(rng_key, "groups"))]]
     for _ in range(3):
         label = _labels(points, groups)
         sums = torch.zeros(num_groups, points.shape[1], dtype=torch.float64, device=points.device)
@@ -155,7 +155,7 @@ def mesoclusters(points: Tensor, num_seeds: int, *, stream: int) -> Tensor:
     shares = (inertia / inertia.sum().clamp(min=1e-300) * 2**32).long().cpu().numpy() + 1
     share = one + apportion(shares, sizes - one, num_seeds - int(one.sum()))
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    return grouped_kmeans(points[order], offsets, share, stream=rng.key(stream, "inside"), max_iterations=5).centroids
+    return grouped_kmeans(points[order], offsets, share, rng_key=rng.key(rng_key, "inside"), max_iterations=5).centroids
 
 
 def _labels(points: Tensor, centroids: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def split_clusters(
     found: KMeansResult,
     splits: int,
     *,
-    stream: int,
+    rng_key: int,
     spherical: bool,
     workers: Collectives,
     journal: Journal,
@@ -41,7 +41,7 @@ def split_clusters(
     if saved := journal.load("splits"):
         centroids, offsets = saved["centroids"], saved["offsets"]
     else:
-        centroids, offsets = _parts(source, mine, found, splits, stream, workers, device)
+        centroids, offsets = _parts(source, mine, found, splits, rng_key, workers, device)
         if spherical:
             centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
         journal.save("splits", centroids=centroids, offsets=offsets)
@@ -69,7 +69,7 @@ def _parts(
     mine: EmbeddingSource,
     found: KMeansResult,
     splits: int,
-    stream: int,
+    rng_key: int,
     workers: Collectives,
     device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +81,7 @@ def _parts(
     first, _ = place_among(workers, mine.num_rows)
     # A row is in the sample if its ticket is small enough for its cluster: all rows of a cluster that is small.
     limit = np.where(wanted < found.sizes, wanted / found.sizes * 2.0**32, 2.0**32)
-    sampled = np.flatnonzero(rng.tickets(rng.key(stream, "sample"), first, mine.num_rows) < limit[found.assignment])
+    sampled = np.flatnonzero(rng.tickets(rng.key(rng_key, "sample"), first, mine.num_rows) < limit[found.assignment])
     sampled = sampled[np.argsort(found.assignment[sampled], kind="stable")]
     cluster = found.assignment[sampled]
     batch = np.cumsum(wanted) * (4 * source.dim) // _BATCH_BYTES
@@ -101,7 +101,7 @@ def _parts(
                 offsets = np.concatenate([[0], np.cumsum(sizes)])
                 values = torch.from_numpy(source.take(rows[order]).astype(np.float32)).to(device)
                 wished = np.full(high - low, splits)
-                parts = grouped_kmeans(values, offsets, wished, stream=rng.key(stream, "inside"), first_group=int(low))
+                parts = grouped_kmeans(values, offsets, wished, rng_key=rng.key(rng_key, "inside"), first_group=int(low))
                 made, made_counts = parts.centroids.cpu().numpy(), np.diff(parts.offsets)
         centroids += workers.gather(made)
         counts += workers.gather(made_counts)

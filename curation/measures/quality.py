@@ -69,17 +69,17 @@ class Coverage(NamedTuple):
     """Their 95th percentile."""
 
 
-def coverage(source: EmbeddingSource, selected: np.ndarray, *, stream: int, max_rows: int = 2000) -> Coverage:
+def coverage(source: EmbeddingSource, selected: np.ndarray, *, rng_key: int, max_rows: int = 2000) -> Coverage:
     """How far the rows of `source` are from the nearest of those at ascending indices `selected` (S,), at least one.
 
-    Euclidean distance. It is measured for `max_rows` random rows (`stream` is the random key), for each among all that are
+    Euclidean distance. It is measured for `max_rows` random rows (`rng_key` is the random key), for each among all that are
     selected, which are streamed.
     """
     from sklearn.metrics import pairwise_distances_argmin_min
 
     if len(selected) == 0:
         raise ValueError("nothing is selected, so no distance to it can be measured")
-    drawn = rng.permute(stream, np.arange(min(max_rows, source.num_rows)), source.num_rows)
+    drawn = rng.permute(rng_key, np.arange(min(max_rows, source.num_rows)), source.num_rows)
     asking = source.take(np.sort(drawn)).astype(np.float32)
     nearest = np.full(len(asking), np.inf)
     for _, block in Subset(source, selected).blocks():
@@ -106,12 +106,12 @@ def nmi(table: csr_array) -> float:
     return information / entropy if entropy > 0 else 1.0
 
 
-def ami(table: csr_array, *, stream: int) -> float:
+def ami(table: csr_array, *, rng_key: int) -> float:
     """Adjusted mutual information of two clusterings with this `contingency`: 0 as expected by chance, 1 the same.
 
     Vinh, Epps and Bailey, "Information Theoretic Measures for Clusterings Comparison", JMLR 2010, with the mean of the two
     entropies. What is expected by chance takes up to N min(K, L) terms. Where these are too many, it is the information of
-    one random matching of the rows (`stream` is the random key), whose mean it is and which hardly varies among many rows.
+    one random matching of the rows (`rng_key` is the random key), whose mean it is and which hardly varies among many rows.
     """
     from sklearn.metrics.cluster import expected_mutual_information
 
@@ -121,7 +121,7 @@ def ami(table: csr_array, *, stream: int) -> float:
         expected = expected_mutual_information(table[sizes > 0][:, others > 0], int(sizes.sum()))
     else:
         rows, partners = (np.repeat(np.arange(len(n), dtype=np.int32), n) for n in (sizes, others))
-        expected, _ = _information(contingency(rows, rng.generator(stream).permutation(partners)))
+        expected, _ = _information(contingency(rows, rng.generator(rng_key).permutation(partners)))
     # If chance alone reaches the most there can be, both are one cluster, or both have a cluster for every row.
     return (information - expected) / (entropy - expected) if entropy - expected > 1e-12 else 1.0
 

@@ -5,7 +5,7 @@ import numpy as np
 from curation.base import rng
 
 
-def water_fill(sizes: np.ndarray, offsets: np.ndarray, targets: np.ndarray, *, stream: int) -> np.ndarray:
+def water_fill(sizes: np.ndarray, offsets: np.ndarray, targets: np.ndarray, *, rng_key: int) -> np.ndarray:
     """Share each group's target over its members as evenly as their sizes allow; all groups at once.
 
     `sizes` (M,) are the members' capacities, group g owning members `offsets[g]` to `offsets[g + 1]` (G + 1,), and
@@ -32,7 +32,7 @@ def water_fill(sizes: np.ndarray, offsets: np.ndarray, targets: np.ndarray, *, s
     # The remainder goes to open members in random order, one each.
     players = np.sort(order[~brimful & (remainder[group] > 0)])
     if len(players):
-        lottery = players[np.lexsort((rng.tickets(stream, 0, len(sizes))[players], group[players]))]
+        lottery = players[np.lexsort((rng.tickets(rng_key, 0, len(sizes))[players], group[players]))]
         result[lottery[place_in_group(group[lottery]) < remainder[group[lottery]]]] += 1
     return result
 

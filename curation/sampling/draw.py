@@ -52,14 +52,14 @@ def by_distance(squared: np.ndarray, *, farthest: bool = False) -> Tickets:
     return Tickets(lambda first, labels: bits[first : first + len(labels)] ^ np.uint32(_ANY if farthest else 0))
 
 
-def by_chance(stream: int, weights: np.ndarray | None = None) -> Tickets:
+def by_chance(rng_key: int, weights: np.ndarray | None = None) -> Tickets:
     """At random, or so that the chances to be taken next are in proportion to `weights` (N,)."""
     if weights is None:
-        return Tickets(lambda first, labels: rng.tickets(stream, first, len(labels)), even=True)
+        return Tickets(lambda first, labels: rng.tickets(rng_key, first, len(labels)), even=True)
 
     def weighted(first: int, labels: np.ndarray) -> np.ndarray:
         """Efraimidis and Spirakis, "Weighted random sampling with a reservoir", IPL 2006."""
-        chance = (rng.tickets(stream, first, len(labels)) + 0.5) * 2.0**-32
+        chance = (rng.tickets(rng_key, first, len(labels)) + 0.5) * 2.0**-32
         with np.errstate(divide="ignore"):
             return (-np.log(chance) / weights[first : first + len(labels)]).astype(np.float32).view(np.uint32)
 

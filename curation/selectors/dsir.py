@@ -47,22 +47,22 @@ def log_ratio(target: np.ndarray, raw: np.ndarray) -> np.ndarray:
     return np.log(target / target.sum() + _SMOOTHING) - np.log(raw / raw.sum() + _SMOOTHING)
 
 
-def select(texts: Iterable[tuple[int, str]], ratio: np.ndarray, budget: int, *, stream: int) -> np.ndarray:
+def select(texts: Iterable[tuple[int, str]], ratio: np.ndarray, budget: int, *, rng_key: int) -> np.ndarray:
     """Ascending row ids (S,) of `budget` of the (row id, text), all if fewer, drawn without replacement by importance.
 
     The log weight of a text is the sum of `ratio` (BUCKETS,) over its words and pairs. Adding Gumbel noise and taking the
     largest draws by weight (Kool et al., "Stochastic Beams and Where to Find Them", ICML 2019). Noise belongs to the row id,
     so the order of texts does not matter; texts are read once and not kept.
     """
-    return np.sort(np.array([row for _, row in heapq.nlargest(budget, _noisy(texts, ratio, stream))], dtype=np.int64))
+    return np.sort(np.array([row for _, row in heapq.nlargest(budget, _noisy(texts, ratio, rng_key))], dtype=np.int64))
 
 
-def _noisy(texts: Iterable[tuple[int, str]], ratio: np.ndarray, stream: int) -> Iterator[tuple[float, int]]:
+def _noisy(texts: Iterable[tuple[int, str]], ratio: np.ndarray, rng_key: int) -> Iterator[tuple[float, int]]:
     """The log weight of each text with its noise, and its row id."""
     waiting = iter(texts)
     while some := list(islice(waiting, _AT_ONCE)):
         rows = [row for row, _ in some]
-        chance = ((rng.order(stream, np.array(rows)) >> np.uint64(12)) + 0.5) * 2.0**-52
+        chance = ((rng.order(rng_key, np.array(rows)) >> np.uint64(12)) + 0.5) * 2.0**-52
         noise = -np.log(-np.log1p(-chance))
         weights = [ratio[buckets(text)].sum() for _, text in some]
         yield from zip((weights + noise).tolist(), rows, strict=True)

@@ -10,7 +10,7 @@ from curation.selectors.config import PrototypicalityConfig
 from curation.selectors.selection import Pool, Selection
 
 
-def select(config: PrototypicalityConfig, pool: Pool, budget: int, *, stream: int) -> Selection:  # noqa: ARG001  as all are called
+def select(config: PrototypicalityConfig, pool: Pool, budget: int, *, rng_key: int) -> Selection:  # noqa: ARG001  as all are called
     """`budget` of the available rows, by the distance to their centroid over the whole pool; of equal ones the first."""
     rank = np.array(pool.hierarchy.levels[0].squared_distance)
     if config.keep == "hard":

@@ -33,7 +33,7 @@ class _Found(NamedTuple):
     squared: Tensor
 
 
-def select(config: RetrievalConfig, pool: Pool, budget: int, *, stream: int) -> Selection:
+def select(config: RetrievalConfig, pool: Pool, budget: int, *, rng_key: int) -> Selection:
     """Rows near the queries, by Euclidean distance, which for rows of unit length orders like the paper's cosine.
 
     By neighbours: every query's nearest available row, then every query's second nearest, and so on, until there are `budget`
@@ -51,11 +51,11 @@ def select(config: RetrievalConfig, pool: Pool, budget: int, *, stream: int) -> 
             f"{queries.dim}. Embed them with the encoder that embedded the pool."
         )
     if config.expand == "clusters":
-        return _of_clusters(pool, queries, budget, stream)
+        return _of_clusters(pool, queries, budget, rng_key)
     return Selection.of(_nearest(pool, queries, min(budget, pool.num_available)), "retrieval")
 
 
-def _of_clusters(pool: Pool, queries: EmbeddingSource, budget: int, stream: int) -> Selection:
+def _of_clusters(pool: Pool, queries: EmbeddingSource, budget: int, rng_key: int) -> Selection:
     level, device = pool.hierarchy.levels[0], default_device()
     centroids = tensor(level.centroids).to(device)
     search = NearestCentroid(centroids, centroids.mean(0))
@@ -63,7 +63,7 @@ def _of_clusters(pool: Pool, queries: EmbeddingSource, budget: int, stream: int)
     for some in _read(queries, search.block_rows):
         votes += np.bincount(search(some.to(device)).label.cpu().numpy(), minlength=len(votes))
     sizes = sizes_of(level, pool.available)
-    rows, _ = draw(level.assignment, sizes, apportion(votes, sizes, budget), by_chance(stream), pool.available)
+    rows, _ = draw(level.assignment, sizes, apportion(votes, sizes, budget), by_chance(rng_key), pool.available)
     return Selection.of(rows, "retrieval", clusters=int(np.count_nonzero(votes)), unspent=budget - len(rows))
 
 

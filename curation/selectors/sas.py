@@ -21,7 +21,7 @@ _HELD = 2**25
 _PROPOSED = 256
 
 
-def select(config: SasConfig, pool: Pool, budget: int, *, stream: int) -> Selection:  # noqa: ARG001  as all are called
+def select(config: SasConfig, pool: Pool, budget: int, *, rng_key: int) -> Selection:  # noqa: ARG001  as all are called
     """The same share of the available rows of every latent class, chosen greedily (`greedy`).
 
     Latent classes are the clusters of a level, and a row stands for its augmentations, as in the paper where a proxy encoder

@@ -15,7 +15,7 @@ from curation.selectors.config import SensitivityConfig
 from curation.selectors.selection import Pool, Selection
 
 
-def select(config: SensitivityConfig, pool: Pool, budget: int, *, stream: int) -> Selection:
+def select(config: SensitivityConfig, pool: Pool, budget: int, *, rng_key: int) -> Selection:
     """`budget` of the available rows, with chances in proportion to l(c) + coefficient * |x - c|^power.
 
     c is the centroid of x, and l(c) the score of the row nearest to it, or 0 where the pool has no scores. The paper draws
@@ -30,7 +30,7 @@ def select(config: SensitivityConfig, pool: Pool, budget: int, *, stream: int) -
     if pool.scores is not None:
         mass += _centre_scores(level, pool.scores)[level.assignment[rows]]
     chance = chances(mass, min(budget, len(rows)))
-    taken = fixed_size(chance, rng.tickets(rng.key(stream, "order"), 0, pool.num_rows)[rows], rng.key(stream, "start"))
+    taken = fixed_size(chance, rng.tickets(rng.key(rng_key, "order"), 0, pool.num_rows)[rows], rng.key(rng_key, "start"))
     weights = 1 / chance[taken]
     weights *= len(weights) / max(float(weights.sum()), 1)
     selection = Selection.of(rows[taken], "sensitivity", certain=int(np.count_nonzero(chance == 1)))
@@ -62,7 +62,7 @@ def chances(mass: np.ndarray, num: int) -> np.ndarray:
         unsure &= ~sure
 
 
-def fixed_size(chance: np.ndarray, tickets: np.ndarray, stream: int) -> np.ndarray:
+def fixed_size(chance: np.ndarray, tickets: np.ndarray, rng_key: int) -> np.ndarray:
     """Ascending places in `chance` (N,), as many as the chances add up to, each place with its chance.
 
     Systematic sampling (Madow, "On the Theory of Systematic Sampling, II", Annals of Mathematical Statistics 1949): chances
@@ -75,7 +75,7 @@ def fixed_size(chance: np.ndarray, tickets: np.ndarray, stream: int) -> np.ndarr
     unsure = unsure[np.argsort(tickets[unsure], kind="stable")]
     ends = np.cumsum(chance[unsure])
     number = np.arange(num)
-    points = (rng.uniform(stream, np.zeros(1, dtype=np.int64))[0, 0] + number) * (ends[-1] / num)
+    points = (rng.uniform(rng_key, np.zeros(1, dtype=np.int64))[0, 0] + number) * (ends[-1] / num)
     # Should rounding let two points fall on one place, or the last one past the end, they take the next, or the one before.
     gaps = np.maximum.accumulate(np.searchsorted(ends, points, side="right") - number)
     return np.sort(np.concatenate([sure, unsure[np.minimum(gaps, len(ends) - num) + number]]))

@@ -19,7 +19,7 @@ from curation.selectors.selection import Pool, Selection
 _TILE = 2048
 
 
-def select(config: TypicalityConfig, pool: Pool, budget: int, *, stream: int) -> Selection:
+def select(config: TypicalityConfig, pool: Pool, budget: int, *, rng_key: int) -> Selection:
     """The budget is spread evenly over the finest clusters, as sizes allow; of each its most typical rows, the first of equals.
 
     Typicality is the inverse of the mean distance to the nearest `neighbours` among the cluster's other available rows.
@@ -29,7 +29,7 @@ def select(config: TypicalityConfig, pool: Pool, budget: int, *, stream: int) ->
     level, source = pool.hierarchy.levels[0], pool.need_embeddings()
     sizes = sizes_of(level, pool.available)
     whole, goal = np.array([0, len(sizes)]), np.array([min(budget, pool.num_available)])
-    amounts = water_fill(sizes, whole, goal, stream=rng.key(stream, "clusters"))
+    amounts = water_fill(sizes, whole, goal, rng_key=rng.key(rng_key, "clusters"))
     # Of clusters that go in whole or not at all nothing need be read.
     partly = (amounts > 0) & (amounts < sizes)
     rows = np.flatnonzero(partly[level.assignment] & (True if pool.available is None else pool.available))

@@ -107,7 +107,7 @@ def cluster_rank(
     levels = hierarchical_kmeans(
         source,
         config.levels,
-        stream=seed,
+        rng_key=seed,
         resampling_steps=config.resampling_steps,
         splits=config.splits,
         engine=config.engine,

@@ -121,5 +121,5 @@ def _class_agreement(samples: Path, selection: Path, stream: int) -> dict[str, d
     result = {}
     for name in clusters.column_names[1:]:
         table = contingency(clusters[name].to_numpy()[clustered], numbers[labelled])
-        result[name] = {"nmi": nmi(table), "ami": ami(table, stream=stream), "ari": ari(table)}
+        result[name] = {"nmi": nmi(table), "ami": ami(table, rng_key=stream), "ari": ari(table)}
     return result

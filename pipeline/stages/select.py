@@ -52,7 +52,7 @@ class Select:
                 f"All {pool.num_rows:,} rows say what others or held-out ones say, by {work.inputs['duplicates']}: to its "
                 "embeddings they are alike. Raise dedup.similarity, or use an encoder that tells them apart."
             )
-        selection = select(self.config, pool, stream=self.seed)
+        selection = select(self.config, pool, rng_key=self.seed)
 
         depth = len(hierarchy.levels)
         labels = {f"level_{level}": hierarchy.labels(level) for level in range(1, depth + 1)}
@@ -111,7 +111,7 @@ def _spread(embeddings: EmbeddingSource, selected: np.ndarray, seed: int) -> dic
     }
     # A matrix product may differ in its last bits with the number of threads; a manifest may not.
     unlike = {of: round(vendi_score(ArraySource(embeddings.take(np.sort(rows)))), 4) for of, rows in drawn.items()}
-    found = coverage(embeddings, selected, stream=rng.key(seed, "coverage"))
+    found = coverage(embeddings, selected, rng_key=rng.key(seed, "coverage"))
     return {"distance_to_selected": found._asdict(), "vendi": unlike}
 
 

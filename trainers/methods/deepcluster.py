@@ -54,7 +54,7 @@ class DeepCluster(Method):
             found = kmeans(
                 source.share(workers.rank, workers.size),
                 self.config.prototypes,
-                stream=rng.key(self._stream, "clusters", epoch, head),
+                rng_key=rng.key(self._stream, "clusters", epoch, head),
                 spherical=True,
                 max_iterations=self.config.iterations,
                 collectives=workers,

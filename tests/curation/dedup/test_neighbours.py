@@ -12,7 +12,7 @@ from curation.sampling.draw import grouped
 
 
 def clustered(rows: np.ndarray, num: int) -> Level:
-    (level,) = [e for e in hierarchical_kmeans(ArraySource(rows), [num], stream=1, resampling_steps=0) if isinstance(e, Level)]
+    (level,) = [e for e in hierarchical_kmeans(ArraySource(rows), [num], rng_key=1, resampling_steps=0) if isinstance(e, Level)]
     return level
 
 

@@ -19,7 +19,7 @@ from tests.helpers import on_ranks
 
 
 def build(rows: np.ndarray, levels: list[int], **options: object) -> ClusterHierarchy:
-    events = hierarchical_kmeans(ArraySource(rows), levels, stream=1, **options)  # type: ignore[arg-type]
+    events = hierarchical_kmeans(ArraySource(rows), levels, rng_key=1, **options)  # type: ignore[arg-type]
     return ClusterHierarchy(tuple(event for event in events if isinstance(event, Level)))
 
 
@@ -52,7 +52,7 @@ def test_resampling_and_levels_flatten_what_k_means_leaves_uneven() -> None:
     plain, curated = build(rows, [100], resampling_steps=0), build(rows, [300, 100], resampling_steps=10)
     tv = []
     for hierarchy in (plain, curated):
-        chosen = select(BalancedConfig(budget=200), Pool(hierarchy=hierarchy), stream=1).rows
+        chosen = select(BalancedConfig(budget=200), Pool(hierarchy=hierarchy), rng_key=1).rows
         tv.append(total_variation_from_uniform(np.bincount(ring[chosen], minlength=5)))
     assert total_variation_from_uniform(np.bincount(ring)) > 0.35
     assert tv[0] < 0.3
@@ -61,7 +61,7 @@ def test_resampling_and_levels_flatten_what_k_means_leaves_uneven() -> None:
 
 def test_the_closest_rows_of_each_cluster() -> None:
     rows, _ = rings(500)
-    result = kmeans(ArraySource(rows), 20, stream=1)
+    result = kmeans(ArraySource(rows), 20, rng_key=1)
     kept = closest_items(result, 4, Alone())
     for cluster in range(20):
         mine = np.flatnonzero(result.assignment == cluster)
@@ -101,8 +101,8 @@ def _same_hierarchy_on_every_worker(rank: int) -> None:
     rows, _ = rings(2000)
     workers = TorchCollectives()
     source = ArraySource(rows, block_rows=256)
-    alone = list(hierarchical_kmeans(source, [120, 30, 4], stream=1, resampling_steps=2))
-    shared = list(hierarchical_kmeans(source, [120, 30, 4], stream=1, resampling_steps=2, collectives=workers))
+    alone = list(hierarchical_kmeans(source, [120, 30, 4], rng_key=1, resampling_steps=2))
+    shared = list(hierarchical_kmeans(source, [120, 30, 4], rng_key=1, resampling_steps=2, collectives=workers))
     assert len(alone) == len(shared)
     for one, other in zip(alone, shared, strict=True):
         if isinstance(one, Level) and isinstance(other, Level):
@@ -141,7 +141,7 @@ def test_killed_anywhere_a_hierarchy_continues_to_the_same_bits(tmp_path: Path) 
     rows, _ = rings(1500)
 
     def events(source: ArraySource, done: list[Level], journal: Journal) -> Iterator[HierarchyProgress | Level]:
-        return hierarchical_kmeans(source, [100, 20], stream=1, resampling_steps=4, done=done, journal=journal)
+        return hierarchical_kmeans(source, [100, 20], rng_key=1, resampling_steps=4, done=done, journal=journal)
 
     undisturbed = [event for event in events(ArraySource(rows), [], Journal()) if isinstance(event, Level)]
     done: list[Level] = []

@@ -25,7 +25,7 @@ def rows() -> np.ndarray:
 
 def split(workers: Any, journal: Journal | None = None, **options: Any) -> Level:
     source = ArraySource(rows(), block_rows=100)
-    events = hierarchical_kmeans(source, [60], stream=1, splits=12, collectives=workers, journal=journal, **options)
+    events = hierarchical_kmeans(source, [60], rng_key=1, splits=12, collectives=workers, journal=journal, **options)
     return next(event for event in events if isinstance(event, Level))
 
 

@@ -16,7 +16,7 @@ from curation.selectors.selection import Pool
 
 
 def clustered(rows: np.ndarray, levels: Sequence[int]) -> ClusterHierarchy:
-    events = hierarchical_kmeans(ArraySource(rows), levels, stream=1, resampling_steps=0)
+    events = hierarchical_kmeans(ArraySource(rows), levels, rng_key=1, resampling_steps=0)
     return ClusterHierarchy(tuple(event for event in events if isinstance(event, Level)))
 
 
@@ -63,7 +63,7 @@ def check_promises(config: Any, kind: str, num: int, seed: int, **known: Any) ->
         pools = [
             Pool(hierarchy=tree, available=left, embeddings=ArraySource(rows, block_rows=size), **known) for size in (1000, 7)
         ]
-        made, again = (select(config, pool, stream=seed) for pool in pools)
+        made, again = (select(config, pool, rng_key=seed) for pool in pools)
         assert len(made.rows) == min(config.budget, pools[0].num_available)
         assert (np.diff(made.rows) > 0).all()
         assert np.isin(made.rows, np.arange(num) if left is None else np.flatnonzero(left)).all()

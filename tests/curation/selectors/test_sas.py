@@ -70,7 +70,7 @@ def test_every_class_gives_the_same_share() -> None:
     pool = Pool(hierarchy=tree, embeddings=ArraySource(rows), available=np.arange(240) % 4 > 0)
     for level, config in ((2, SasConfig(budget=90)), (1, SasConfig(budget=90, level=1))):
         labels = tree.labels(level)
-        made = select(config, pool, stream=1)
+        made = select(config, pool, rng_key=1)
         for label in range(tree.levels[level - 1].num_clusters):
             mine = np.flatnonzero((labels == label) & pool.available)
             taken = np.isin(mine, made.rows)
@@ -81,7 +81,7 @@ def test_every_class_gives_the_same_share() -> None:
 def test_rows_are_compared_by_direction_only() -> None:
     rows, tree = some_pool("blobs", 120)
     scaled = rows * np.random.default_rng(0).uniform(0.1, 10, (120, 1)).astype(np.float32)
-    made = [select(SasConfig(budget=40), Pool(hierarchy=tree, embeddings=ArraySource(r)), stream=1) for r in (rows, scaled)]
+    made = [select(SasConfig(budget=40), Pool(hierarchy=tree, embeddings=ArraySource(r)), rng_key=1) for r in (rows, scaled)]
     assert np.array_equal(made[0].rows, made[1].rows)
 
 
@@ -111,4 +111,4 @@ def test_more_equal_rows_than_are_proposed_are_picked_in_order() -> None:
 def test_a_level_that_is_not_there_is_refused() -> None:
     pool = Pool(hierarchy=hierarchy(50), embeddings=ArraySource(np.zeros((50, 2))))
     with pytest.raises(ConfigError, match="Set 1 to 2"):
-        select(SasConfig(budget=5, level=3), pool, stream=1)
+        select(SasConfig(budget=5, level=3), pool, rng_key=1)

@@ -46,7 +46,7 @@ def test_every_cluster_gives_its_most_typical_rows_evenly(neighbours: int) -> No
     rows, tree = some_pool("blobs", 240)
     available = np.arange(240) % 4 > 0
     pool = Pool(hierarchy=tree, embeddings=ArraySource(rows), available=available)
-    made = select(TypicalityConfig(budget=70, neighbours=neighbours), pool, stream=1)
+    made = select(TypicalityConfig(budget=70, neighbours=neighbours), pool, rng_key=1)
     level = tree.levels[0]
     amounts, sizes = np.zeros(level.num_clusters, int), np.zeros(level.num_clusters, int)
     for cluster in range(level.num_clusters):
@@ -64,19 +64,19 @@ def test_of_equally_typical_rows_the_first_are_taken() -> None:
     rows = np.zeros((9, 2), np.float32)
     rows[[2, 5]] = 100
     pool = Pool(hierarchy=one_cluster(rows), embeddings=ArraySource(rows))
-    assert select(TypicalityConfig(budget=4, neighbours=2), pool, stream=1).rows.tolist() == [0, 1, 3, 4]
+    assert select(TypicalityConfig(budget=4, neighbours=2), pool, rng_key=1).rows.tolist() == [0, 1, 3, 4]
 
 
 def test_small_tiles_and_reads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, tree = some_pool("blobs", 240)
     pool = Pool(hierarchy=tree, embeddings=ArraySource(rows))
     config = TypicalityConfig(budget=70, neighbours=5)
-    whole = select(config, pool, stream=1).rows
+    whole = select(config, pool, rng_key=1).rows
     monkeypatch.setattr(typicality, "_TILE", 3)
     monkeypatch.setattr(source, "_HELD", 50)
-    assert np.array_equal(select(config, pool, stream=1).rows, whole)
+    assert np.array_equal(select(config, pool, rng_key=1).rows, whole)
 
 
 def test_embeddings_are_needed() -> None:
     with pytest.raises(ConfigError, match="--embeddings"):
-        select(TypicalityConfig(budget=5), Pool(hierarchy=hierarchy(50)), stream=1)
+        select(TypicalityConfig(budget=5), Pool(hierarchy=hierarchy(50)), rng_key=1)

@@ -17,7 +17,7 @@ def rows() -> np.ndarray:
 
 @pytest.fixture
 def levels(rows: np.ndarray) -> list[Level]:
-    events = hierarchical_kmeans(ArraySource(rows), [30, 4], stream=1, resampling_steps=0)
+    events = hierarchical_kmeans(ArraySource(rows), [30, 4], rng_key=1, resampling_steps=0)
     return [event for event in events if isinstance(event, Level)]
 
 
