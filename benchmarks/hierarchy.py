@@ -17,9 +17,10 @@ import torch
 from kmeans import use_ssl_data_curation
 
 from curation.embeddings.source import ArraySource
-from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.config import ClusterConfig
+from curation.kmeans.hierarchy import build_hierarchy
 from curation.kmeans.levels import ClusterHierarchy, Level
-from curation.kmeans.lloyd import kmeans
+from curation.kmeans.lloyd import KMeans, KMeansOptions
 from curation.measures.quality import imbalance, total_variation_from_uniform
 from curation.selectors.config import BalancedConfig
 from curation.selectors.select import select
@@ -41,8 +42,8 @@ def rings(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def windrow_rings(points: np.ndarray, seed: int) -> np.ndarray:
-    events = hierarchical_kmeans(ArraySource(points), [1000, 300], rng_key=seed, resampling_steps=10)
-    hierarchy = ClusterHierarchy(tuple(event for event in events if isinstance(event, Level)))
+    config = ClusterConfig(levels=(1000, 300), resampling_steps=10)
+    hierarchy = build_hierarchy(ArraySource(points), config, rng_key=seed)
     return select(BalancedConfig(budget=_SAMPLE), Pool(hierarchy=hierarchy), rng_key=seed).rows
 
 
@@ -112,13 +113,14 @@ def measure_disk(args: argparse.Namespace) -> harness.Row:
         rows.flush()
     with harness.PeakMemory() as memory:
         began = harness.now()
-        found = kmeans(ArraySource(np.load(path, mmap_mode="r")), 1000, rng_key=1, max_iterations=10)
+        source, options = ArraySource(np.load(path, mmap_mode="r")), KMeansOptions(max_iterations=10)
+        result = KMeans(source, 1000, rng_key=1, options=options).run()
         seconds = harness.now() - began
     return {
         "seconds": seconds,
-        "iterations": len(found.inertia),
-        "objective": found.inertia[-1] / num,
-        "imbalance": imbalance(found.sizes),
+        "iterations": len(result.inertia),
+        "objective": result.inertia[-1] / num,
+        "imbalance": imbalance(result.sizes),
         "peak_bytes": memory.num_bytes,
     }
 

@@ -84,7 +84,7 @@ def _products(centroids: Tensor, origin: Tensor, engine: Engine) -> Products:
 
 
 def squared_distance(rows: Tensor, centroids: Tensor, label: Tensor) -> Tensor:
-    """(B,) float32: squared distance from `rows` (B, D) to centroids `label` (B,), computed from the difference: nothing cancels."""
+    """(B,) float32: squared distance from `rows` (B, D) to centroids `label` (B,), by the difference: nothing cancels."""
     difference = rows.float() - centroids[label]
     return torch.linalg.vecdot(difference, difference)
 

@@ -12,7 +12,7 @@ from curation.base.errors import DataError
 from curation.base.files import atomic_path, save_array
 from curation.embeddings.source import EmbeddingSource
 from curation.kmeans.config import ClusterConfig
-from curation.kmeans.levels import ClusterHierarchy, HierarchyProgress, Level
+from curation.kmeans.levels import ClusterHierarchy, HierarchyProgress, Level, LevelShare
 from curation.measures.quality import imbalance, kl_from_uniform, silhouette, size_entropy
 from pipeline.artifacts.manifest import Part, read_kind
 from pipeline.stages.embed import open_embeddings
@@ -106,21 +106,15 @@ def cluster_rank(
     done = saved_levels(out)
     levels = hierarchical_kmeans(
         source,
-        config.levels,
+        config,
         rng_key=seed,
-        resampling_steps=config.resampling_steps,
-        splits=config.splits,
-        engine=config.engine,
-        max_iterations=config.max_iterations,
-        tolerance=config.tolerance,
-        spherical=config.spherical,
         done=done,
         collectives=workers,
         journal=Journal(scratch / "journal", workers),
     )
     number = len(done)
     for event in levels:
-        if isinstance(event, Level):
+        if isinstance(event, LevelShare):
             number += 1
             _save_level(event, number, out, scratch, workers)
             yield f"level {number}: {event.num_clusters:,} clusters"
@@ -128,10 +122,10 @@ def cluster_rank(
             yield event
 
 
-def _save_level(level: Level, number: int, out: Path, scratch: Path, workers: "Collectives") -> None:
+def _save_level(level: LevelShare, number: int, out: Path, scratch: Path, workers: "Collectives") -> None:
     """Every worker writes what it knows of its items; the first joins the pieces. No worker ever holds them all."""
     for name in _PER_ITEM:
-        save_array(scratch / _path(number, f"{name}-{workers.rank}"), getattr(level, name))
+        save_array(scratch / _path(number, f"{name}-{workers.rank}"), getattr(level, f"local_{name}"))
     workers.gather(np.zeros(0))  # the pieces of all workers are there
     if workers.rank == 0:
         for name in _ARRAYS:

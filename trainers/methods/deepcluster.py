@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from curation.base import rng
 from curation.base.collectives import Alone, TorchCollectives
 from curation.embeddings.source import ArraySource
-from curation.kmeans.lloyd import kmeans
+from curation.kmeans.lloyd import KMeans, KMeansOptions
 from trainers.engine.parallel import gather
 from trainers.methods.config import DeepClusterConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
@@ -51,17 +51,16 @@ class DeepCluster(Method):
         for head in range(self.config.heads):
             # Heads take turns between the two crops, as the authors' do.
             source = ArraySource(F.normalize(self.memory[:, head % 2].float(), dim=1).cpu().numpy())
-            found = kmeans(
+            found = KMeans(
                 source.share(workers.rank, workers.size),
                 self.config.prototypes,
                 rng_key=rng.key(self._stream, "clusters", epoch, head),
-                spherical=True,
-                max_iterations=self.config.iterations,
+                options=KMeansOptions(spherical=True, max_iterations=self.config.iterations),
                 collectives=workers,
-            )
+            ).run()
             self.prototypes[head].zero_()
             self.prototypes[head, : len(found.centroids)] = torch.from_numpy(found.centroids).to(self.prototypes.device)
-            labels = torch.cat([torch.from_numpy(part) for part in workers.gather(found.assignment)])
+            labels = torch.cat([torch.from_numpy(part) for part in workers.gather(found.local_assignment)])
             self.assignment[head] = labels.to(self.assignment.device)
 
     def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:

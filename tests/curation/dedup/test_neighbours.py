@@ -6,14 +6,15 @@ from hypothesis import strategies as st
 from curation.dedup import neighbours
 from curation.dedup.neighbours import Pairs, find_visits, near_pairs
 from curation.embeddings.source import ArraySource
-from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.config import ClusterConfig
+from curation.kmeans.hierarchy import build_hierarchy
 from curation.kmeans.levels import Level
 from curation.sampling.draw import grouped
 
 
 def clustered(rows: np.ndarray, num: int) -> Level:
-    (level,) = [e for e in hierarchical_kmeans(ArraySource(rows), [num], rng_key=1, resampling_steps=0) if isinstance(e, Level)]
-    return level
+    config = ClusterConfig(levels=(num,), resampling_steps=0)
+    return build_hierarchy(ArraySource(rows), config, rng_key=1).levels[0]
 
 
 def near(rows: np.ndarray, num: int, radius: float, max_visits: int, clusters: list[range]) -> tuple[list[Pairs], int]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from curation.embeddings.source import ArraySource
 from curation.kmeans.grouped import grouped_kmeans
-from curation.kmeans.lloyd import kmeans
+from curation.kmeans.lloyd import KMeans, KMeansOptions
 
 
 def blobs(sizes: list[int], dim: int = 4, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -33,7 +33,7 @@ def test_every_group_is_clustered_as_well_as_alone() -> None:
         exact = ((rows[start:end, None].double() - own) ** 2).sum(2)
         assert torch.equal(exact.argmin(1) + found.offsets[group], label)
         assert torch.allclose(exact.min(1).values.float(), found.squared[start:end], atol=0.05)
-        alone = kmeans(ArraySource(rows[start:end].numpy()), 3, rng_key=1, tolerance=0)
+        alone = KMeans(ArraySource(rows[start:end].numpy()), 3, rng_key=1, options=KMeansOptions(tolerance=0)).run()
         assert exact.min(1).values.sum() <= alone.inertia[-1] * 1.01 + 1e-3
 
 

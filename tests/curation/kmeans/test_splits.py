@@ -8,8 +8,9 @@ from curation.base.collectives import Alone, TorchCollectives
 from curation.base.journal import Journal
 from curation.embeddings.source import ArraySource
 from curation.kmeans import splits
+from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import hierarchical_kmeans
-from curation.kmeans.levels import Level
+from curation.kmeans.levels import Level, LevelShare
 from tests.helpers import on_ranks
 
 
@@ -23,10 +24,11 @@ def rows() -> np.ndarray:
     return draws.permutation(np.concatenate(heaps)).astype(np.float16)
 
 
-def split(workers: Any, journal: Journal | None = None, **options: Any) -> Level:
-    source = ArraySource(rows(), block_rows=100)
-    events = hierarchical_kmeans(source, [60], rng_key=1, splits=12, collectives=workers, journal=journal, **options)
-    return next(event for event in events if isinstance(event, Level))
+def split(workers: Any, journal: Journal | None = None, **settings: Any) -> Level:
+    """A level of 60 clusters made by splitting 5, as `workers` know it."""
+    source, config = ArraySource(rows(), block_rows=100), ClusterConfig(levels=(60,), splits=12, **settings)
+    events = hierarchical_kmeans(source, config, rng_key=1, collectives=workers, journal=journal)
+    return next(event.whole() for event in events if isinstance(event, LevelShare))
 
 
 @pytest.mark.parametrize("spherical", [False, True])

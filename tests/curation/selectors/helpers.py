@@ -9,15 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.embeddings.source import ArraySource
-from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.config import ClusterConfig
+from curation.kmeans.hierarchy import build_hierarchy
 from curation.kmeans.levels import ClusterHierarchy, Level
 from curation.selectors.select import select
 from curation.selectors.selection import Pool
 
 
 def clustered(rows: np.ndarray, levels: Sequence[int]) -> ClusterHierarchy:
-    events = hierarchical_kmeans(ArraySource(rows), levels, rng_key=1, resampling_steps=0)
-    return ClusterHierarchy(tuple(event for event in events if isinstance(event, Level)))
+    """A hierarchy of rows (N, D) by plain k-means."""
+    return build_hierarchy(ArraySource(rows), ClusterConfig(levels=tuple(levels), resampling_steps=0), rng_key=1)
 
 
 def hierarchy(num: int, seed: int = 0) -> ClusterHierarchy:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from curation.embeddings.source import ArraySource
-from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.config import ClusterConfig
+from curation.kmeans.hierarchy import build_hierarchy
 from curation.kmeans.levels import Level
 from curation.measures.quality import silhouette
 from pipeline.stages import cluster
@@ -17,8 +18,8 @@ def rows() -> np.ndarray:
 
 @pytest.fixture
 def levels(rows: np.ndarray) -> list[Level]:
-    events = hierarchical_kmeans(ArraySource(rows), [30, 4], rng_key=1, resampling_steps=0)
-    return [event for event in events if isinstance(event, Level)]
+    config = ClusterConfig(levels=(30, 4), resampling_steps=0)
+    return list(build_hierarchy(ArraySource(rows), config, rng_key=1).levels)
 
 
 def test_silhouettes_are_of_the_rows_at_every_level(rows: np.ndarray, levels: list[Level]) -> None:
