@@ -21,7 +21,7 @@ from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import build_hierarchy
 from curation.kmeans.levels import ClusterHierarchy, Level
 from curation.kmeans.lloyd import KMeans, KMeansOptions
-from curation.measures.quality import imbalance, total_variation_from_uniform
+from curation.measures.balance import imbalance, total_variation_from_uniform
 from curation.selectors.config import BalancedConfig
 from curation.selectors.select import select
 from curation.selectors.selection import Pool

@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 
 from curation.base.files import write_atomic
-from curation.measures.quality import churn, contingency, nmi
+from curation.measures.agreement import churn, contingency, nmi
 from launch.report import charts
 from launch.report.charts import WIDTH, Flow, Series, Sheet, short
 from launch.report.pictures import Pictures, clusters, embedding_map, label_name, near_duplicates, rejects

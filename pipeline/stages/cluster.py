@@ -13,7 +13,8 @@ from curation.base.files import atomic_path, save_array
 from curation.embeddings.source import EmbeddingSource
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.levels import ClusterHierarchy, HierarchyProgress, Level, LevelShare
-from curation.measures.quality import imbalance, kl_from_uniform, silhouette, size_entropy
+from curation.measures.balance import imbalance, kl_from_uniform, size_entropy
+from curation.measures.features import silhouette
 from pipeline.artifacts.manifest import Part, read_kind
 from pipeline.stages.embed import open_embeddings
 from pipeline.stages.stage import Made, Work

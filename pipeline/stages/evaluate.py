@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from curation.base import rng
 from curation.base.files import write_atomic
-from curation.measures.quality import ami, ari, contingency, nmi, total_variation_from_uniform
+from curation.measures.agreement import ami, ari, contingency, nmi
+from curation.measures.balance import total_variation_from_uniform
 from pipeline.artifacts.manifest import Part, read_kind
 from pipeline.sources.folder import HELD_OUT, POOL
 from pipeline.stages.select import PSEUDO_LABELS, SELECTION

@@ -12,7 +12,8 @@ from curation.base.errors import DataError
 from curation.base.files import atomic_path
 from curation.embeddings.files import EmbeddingFiles
 from curation.embeddings.source import ArraySource, EmbeddingSource
-from curation.measures.quality import coverage, share_empty, total_variation_from_uniform, vendi_score
+from curation.measures.balance import share_empty, total_variation_from_uniform
+from curation.measures.features import coverage, vendi_score
 from curation.selectors.config import SelectConfig
 from curation.selectors.select import select
 from curation.selectors.selection import Pool, Selection

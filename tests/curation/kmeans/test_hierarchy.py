@@ -13,7 +13,7 @@ from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import build_hierarchy, closest_items, hierarchical_kmeans
 from curation.kmeans.levels import ClusterHierarchy, HierarchyProgress, Level, LevelShare
 from curation.kmeans.lloyd import KMeans
-from curation.measures.quality import total_variation_from_uniform
+from curation.measures.balance import total_variation_from_uniform
 from curation.selectors.config import BalancedConfig
 from curation.selectors.select import select
 from curation.selectors.selection import Pool

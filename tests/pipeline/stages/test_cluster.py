@@ -5,7 +5,7 @@ from curation.embeddings.source import ArraySource
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import build_hierarchy
 from curation.kmeans.levels import Level
-from curation.measures.quality import silhouette
+from curation.measures.features import silhouette
 from pipeline.stages import cluster
 from pipeline.stages.cluster import silhouettes
 
