@@ -1,4 +1,4 @@
-"""The base of all configuration: closed, frozen, and known by what decides a result."""
+"""The base class of all configuration: frozen, closed to unknown keys, with the fields that a fingerprint covers."""
 
 from typing import ClassVar
 
@@ -6,18 +6,18 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """The base of every section: frozen, and closed to keys it does not know."""
+    """Base class of every section of a configuration: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     operational: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change how fast or where the work is done, never its result: they are no part of a fingerprint."""
+    """Names of fields that change how fast or where the work is done, never its result; a fingerprint leaves them out."""
 
-    def deciding(self) -> dict[str, object]:
-        """The settings that decide the result."""
+    def fingerprint_fields(self) -> dict[str, object]:
+        """The settings that decide the result, as JSON values by name."""
         dumped = self.model_dump(mode="json", exclude=set(self.operational))
         for name in dumped:
             value = getattr(self, name)
             if isinstance(value, Config):
-                dumped[name] = value.deciding()
+                dumped[name] = value.fingerprint_fields()
         return dumped

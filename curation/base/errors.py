@@ -1,10 +1,10 @@
-"""The errors a user can mend. Anything else that is raised is a bug."""
+"""Errors that a user can correct. Any other exception is a bug."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave us.
+    """A mistake in the user's input.
 
-    The message is whole sentences: what was found, what is allowed, what to do. The command line prints it without a
+    The message consists of whole sentences: what was found, what is allowed, what to do. The command line prints it without a
     traceback and exits with code 2.
     """
 
@@ -18,8 +18,8 @@ class DataError(UserError):
 
 
 class StaleArtifactError(UserError):
-    """A directory holds work that was made from other settings."""
+    """A directory holds work that was made with other settings."""
 
 
 class StoppedError(Exception):
-    """A signal asked for the end, and the work so far is saved: the same command continues it."""
+    """A signal stopped the work, and the work so far is saved: the same command continues it."""

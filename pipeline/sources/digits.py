@@ -31,7 +31,7 @@ class WriteDigits:
     kind = "raw images"
 
     def settings(self) -> dict[str, Any]:
-        return self.config.deciding()
+        return self.config.fingerprint_fields()
 
     def make(self, work: Work) -> Made:
         from sklearn.datasets import load_digits

@@ -37,7 +37,7 @@ class Cluster:
     kind = "clusters"
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.deciding()}
+        return {"seed": self.seed, **self.config.fingerprint_fields()}
 
     def make(self, work: Work) -> Made:
         args = (work.inputs["embeddings"], self.config, self.seed, work.out, work.scratch)

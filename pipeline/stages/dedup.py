@@ -59,7 +59,7 @@ class Dedup:
     kind = "duplicates"
 
     def settings(self) -> dict[str, Any]:
-        return self.config.deciding()
+        return self.config.fingerprint_fields()
 
     def make(self, work: Work) -> Made:
         if not read_kind(work.inputs["clusters"], "clusters").settings["normalize"]:

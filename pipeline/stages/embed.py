@@ -41,7 +41,7 @@ class Embed:
     kind = "embeddings"
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed} if self.has_encoder else {"seed": self.seed, **by_content(self.config.deciding())}
+        return {"seed": self.seed} if self.has_encoder else {"seed": self.seed, **by_content(self.config.fingerprint_fields())}
 
     def make(self, work: Work) -> Made:
         samples = work.inputs["samples"]

@@ -40,7 +40,7 @@ class Evaluate:
     kind = "evaluation"
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.deciding()}
+        return {"seed": self.seed, **self.config.fingerprint_fields()}
 
     def make(self, work: Work) -> Made:
         selection = work.inputs.get("selection")

@@ -43,7 +43,7 @@ class Select:
     kind = "selection"
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.deciding()}
+        return {"seed": self.seed, **self.config.fingerprint_fields()}
 
     def make(self, work: Work) -> Made:
         pool, row_ids = _pool(work)

@@ -82,9 +82,9 @@ class Shard:
     kind = "samples"
 
     def settings(self) -> dict[str, Any]:
-        source = self.source.deciding() if self.source else None
+        source = self.source.fingerprint_fields() if self.source else None
         # Training lists say at which bytes samples lie: those of shards that were made without the markers are others.
-        return {"shard": self.config.deciding(), "source": source, "restart_markers": True}
+        return {"shard": self.config.fingerprint_fields(), "source": source, "restart_markers": True}
 
     def make(self, work: Work) -> Made:
         source = self.source or ImagesConfig(path=digits.folder(work.inputs["images"]))

@@ -45,7 +45,7 @@ class Train:
 
     def settings(self) -> dict[str, Any]:
         mix = [[identity(other.samples), identity(other.selection), other.weight] for other in self.config.mix]
-        return {"seed": self.seed, **by_content(self.config.deciding()), "mix": mix}
+        return {"seed": self.seed, **by_content(self.config.fingerprint_fields()), "mix": mix}
 
     def make(self, work: Work) -> Made:
         samples, selection = work.inputs["samples"], work.inputs["selection"]

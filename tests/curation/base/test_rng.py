@@ -71,10 +71,10 @@ def test_a_row_has_the_same_ticket_in_any_range(first: int, num: int, rng_key: i
 def test_permute_each_keeps_many_permutations_apart(size: int) -> None:
     which = np.repeat(np.arange(20) + 2**40, size)
     positions = np.tile(np.arange(size), 20)
-    found = rng.permute_each(3, which, positions, np.full(20 * size, size)).reshape(20, size)
-    assert all(sorted(row) == list(range(size)) for row in found.tolist())
-    assert size < 50 or len({tuple(row) for row in found.tolist()}) == 20
+    permuted = rng.permute_each(3, which, positions, np.full(20 * size, size)).reshape(20, size)
+    assert all(sorted(row) == list(range(size)) for row in permuted.tolist())
+    assert size < 50 or len({tuple(row) for row in permuted.tolist()}) == 20
     mixed = rng.permute_each(3, np.append(which, 1), np.append(positions, 4), np.append(np.full(20 * size, size), 9))
-    assert mixed[:-1].tolist() == found.ravel().tolist()
+    assert mixed[:-1].tolist() == permuted.ravel().tolist()
     with pytest.raises(ValueError, match="below its size"):
         rng.permute_each(3, np.array([0]), np.array([5]), np.array([5]))

@@ -13,11 +13,11 @@ from curation.dedup.hashing import near_hashes, perceptual_hash
 def test_the_hash_is_the_sign_of_the_lowest_cosine_frequencies() -> None:
     images = np.random.default_rng(0).random((5, 32, 32)) * 255
     hashes = perceptual_hash(torch.from_numpy(images))
-    for image, found in zip(images, hashes, strict=True):
+    for image, value in zip(images, hashes, strict=True):
         # scipy scales the constant row and column otherwise; the sign about the median of unscaled ones is what counts.
         low = dctn(image, type=2)[:8, :8]
         bits = (low > np.median(low.flatten()[1:])).flatten()
-        assert int(found) == int("".join("1" if bit else "0" for bit in bits), 2)
+        assert int(value) == int("".join("1" if bit else "0" for bit in bits), 2)
 
 
 def test_alike_images_have_alike_hashes_and_others_do_not() -> None:
@@ -46,12 +46,12 @@ def test_every_pair_of_hashes_within_the_radius_is_found_once(max_bits: int, see
     noise = np.bitwise_or.reduce(np.uint64(1) << draws.integers(0, 64, (5, 12, 4), dtype=np.uint64), axis=2)
     hashes = np.unique((base ^ noise).flatten())
     draws.shuffle(hashes)
-    found = [(int(a), int(b), int(n)) for piece in near_hashes(hashes, max_bits) for a, b, n in zip(*piece, strict=True)]
+    pairs = [(int(a), int(b), int(n)) for piece in near_hashes(hashes, max_bits) for a, b, n in zip(*piece, strict=True)]
     bits = np.bitwise_count(hashes[:, None] ^ hashes)
     expected = [
         (i, j, int(bits[i, j])) for i in range(len(hashes)) for j in range(i + 1, len(hashes)) if bits[i, j] <= max_bits
     ]
-    assert sorted(found) == expected
+    assert sorted(pairs) == expected
 
 
 def test_equal_hashes_are_paired_with_the_first() -> None:

@@ -43,9 +43,9 @@ def test_levels_fit_together() -> None:
         offsets, ids = level.children()
         assert sorted(ids) == list(range(len(level.assignment)))
         for cluster in range(level.num_clusters):
-            mine = ids[offsets[cluster] : offsets[cluster + 1]]
-            assert (level.assignment[mine] == cluster).all()
-            assert (np.diff(level.squared_distance[mine]) >= 0).all()
+            members = ids[offsets[cluster] : offsets[cluster + 1]]
+            assert (level.assignment[members] == cluster).all()
+            assert (np.diff(level.squared_distance[members]) >= 0).all()
 
 
 def test_resampling_and_levels_flatten_what_k_means_leaves_uneven() -> None:
@@ -65,9 +65,9 @@ def test_the_closest_rows_of_each_cluster() -> None:
     result = KMeans(ArraySource(rows), 20, rng_key=1).run()
     kept = closest_items(result, 4, Alone())
     for cluster in range(20):
-        mine = np.flatnonzero(result.local_assignment == cluster)
-        best = mine[np.argsort(result.local_squared_distance[mine], kind="stable")[:4]]
-        assert set(kept) & set(mine) == set(best)
+        members = np.flatnonzero(result.local_assignment == cluster)
+        best = members[np.argsort(result.local_squared_distance[members], kind="stable")[:4]]
+        assert set(kept) & set(members) == set(best)
 
 
 def test_a_continued_hierarchy_is_the_same() -> None:

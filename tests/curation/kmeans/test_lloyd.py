@@ -41,30 +41,30 @@ def mixture(num: int, dim: int, components: int, seed: int = 0) -> np.ndarray:
 
 def test_four_points_worked_by_hand() -> None:
     rows = np.array([[0, 0], [0, 2], [10, 0], [10, 4]], dtype=np.float32)
-    found = kmeans(ArraySource(rows), 2, rng_key=1)
-    order = np.argsort(found.centroids[:, 0])
-    assert found.centroids[order].tolist() == [[0, 1], [10, 2]]
-    assert found.local_squared_distance.tolist() == [1, 1, 4, 4]
-    assert found.sizes.tolist() == [2, 2]
-    assert found.inertia[-1] == 10
+    result = kmeans(ArraySource(rows), 2, rng_key=1)
+    order = np.argsort(result.centroids[:, 0])
+    assert result.centroids[order].tolist() == [[0, 1], [10, 2]]
+    assert result.local_squared_distance.tolist() == [1, 1, 4, 4]
+    assert result.sizes.tolist() == [2, 2]
+    assert result.inertia[-1] == 10
 
 
 def test_objective_is_no_worse_than_that_of_faiss() -> None:
     rows = mixture(6000, 32, 80).astype(np.float32)
-    found = kmeans(ArraySource(rows), 100, rng_key=1, max_iterations=20, tolerance=0)
+    result = kmeans(ArraySource(rows), 100, rng_key=1, max_iterations=20, tolerance=0)
     seeding = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     peer = faiss.Kmeans(32, 100, niter=20, seed=1, max_points_per_centroid=10**6, init_method=seeding)
     peer.train(rows)
-    theirs = peer.index.search(rows, 1)[0].sum(dtype=np.float64)
-    assert found.inertia[-1] <= 1.005 * theirs
+    peer_inertia = peer.index.search(rows, 1)[0].sum(dtype=np.float64)
+    assert result.inertia[-1] <= 1.005 * peer_inertia
 
 
 def test_labels_are_those_of_a_float64_argmin() -> None:
     rows = mixture(3000, 24, 30)
-    found = kmeans(ArraySource(rows), 50, rng_key=1)
-    exact = ((rows[:, None].astype(np.float64) - found.centroids) ** 2).sum(2)
-    assert (exact.argmin(1) == found.local_assignment).mean() >= 0.9999
-    assert np.allclose(exact.min(1), found.local_squared_distance, rtol=1e-3, atol=1e-3)
+    result = kmeans(ArraySource(rows), 50, rng_key=1)
+    exact = ((rows[:, None].astype(np.float64) - result.centroids) ** 2).sum(2)
+    assert (exact.argmin(1) == result.local_assignment).mean() >= 0.9999
+    assert np.allclose(exact.min(1), result.local_squared_distance, rtol=1e-3, atol=1e-3)
 
 
 def test_far_from_the_origin_nothing_cancels() -> None:
@@ -80,26 +80,26 @@ def test_any_data_gives_nonempty_clusters_and_falling_inertia(
 ) -> None:
     draws = np.random.default_rng(seed)
     rows = draws.integers(0, distinct, (num, dim)).astype(np.float16)
-    found = kmeans(ArraySource(rows, block_rows=7), clusters, rng_key=seed, tolerance=0)
-    assert len(found.centroids) <= min(clusters, len(np.unique(rows, axis=0)))
-    assert (found.sizes == np.bincount(found.local_assignment, minlength=len(found.centroids))).all()
-    assert found.sizes.min() >= 1
-    assert all(later <= earlier * (1 + 1e-5) + 1e-5 for earlier, later in zip(found.inertia, found.inertia[1:], strict=False))
+    result = kmeans(ArraySource(rows, block_rows=7), clusters, rng_key=seed, tolerance=0)
+    assert len(result.centroids) <= min(clusters, len(np.unique(rows, axis=0)))
+    assert (result.sizes == np.bincount(result.local_assignment, minlength=len(result.centroids))).all()
+    assert result.sizes.min() >= 1
+    assert all(later <= earlier * (1 + 1e-5) + 1e-5 for earlier, later in zip(result.inertia, result.inertia[1:], strict=False))
 
 
 def test_as_many_clusters_as_distinct_rows_fit_perfectly() -> None:
     rows = np.repeat(np.random.default_rng(0).standard_normal((5, 3)).astype(np.float16), 100, axis=0)
-    found = kmeans(ArraySource(rows), 50, rng_key=1)
-    assert len(found.centroids) == 5
-    assert found.local_squared_distance.max() < 1e-5
+    result = kmeans(ArraySource(rows), 50, rng_key=1)
+    assert len(result.centroids) == 5
+    assert result.local_squared_distance.max() < 1e-5
 
 
 def test_empty_clusters_are_repaired() -> None:
     rows = mixture(500, 4, 5)
     start = np.concatenate([np.zeros((1, 4)), np.full((9, 4), 1000.0)])  # nine of ten attract nothing
-    found = kmeans(ArraySource(rows), 10, rng_key=1, initial=start)
-    assert len(found.centroids) == 10
-    assert found.inertia[-1] < found.inertia[0] / 2
+    result = kmeans(ArraySource(rows), 10, rng_key=1, initial=start)
+    assert len(result.centroids) == 10
+    assert result.inertia[-1] < result.inertia[0] / 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -169,16 +169,16 @@ def _same_on_every_worker(rank: int) -> None:
     start[7] = 500  # and an empty cluster to repair
     for initial in (None, start):
         source = ArraySource(rows, block_rows=512)
-        mine = slice(*(len(range(0, 5000, 512)) * r // workers.size * 512 for r in (rank, rank + 1)))
+        local = slice(*(len(range(0, 5000, 512)) * r // workers.size * 512 for r in (rank, rank + 1)))
         alone = kmeans(source, 30, rng_key=1, initial=initial)
         shared = kmeans(source.share(rank, workers.size), 30, rng_key=1, initial=initial, collectives=workers)
         assert np.array_equal(alone.centroids, shared.centroids)
-        assert np.array_equal(alone.local_assignment[mine], shared.local_assignment)
-        assert np.array_equal(alone.local_squared_distance[mine], shared.local_squared_distance)
+        assert np.array_equal(alone.local_assignment[local], shared.local_assignment)
+        assert np.array_equal(alone.local_squared_distance[local], shared.local_squared_distance)
         assert alone.inertia == shared.inertia
         kept = closest_items(alone, 9, Alone())
-        own = kept[(kept >= mine.start) & (kept < mine.start + len(shared.local_assignment))] - mine.start
-        assert np.array_equal(closest_items(shared, 9, workers), own)
+        expected = kept[(kept >= local.start) & (kept < local.start + len(shared.local_assignment))] - local.start
+        assert np.array_equal(closest_items(shared, 9, workers), expected)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -220,35 +220,35 @@ def test_killed_anywhere_it_continues_to_the_same_bits(tmp_path: Path, rows: np.
         source.lives = 12  # two passes and a little
         attempts += 1
         try:
-            found = kmeans(source, 60, journal=Journal(tmp_path, seconds=0), **options)
+            result = kmeans(source, 60, journal=Journal(tmp_path, seconds=0), **options)
             break
         except KilledError:
             assert attempts < 50
     assert attempts > 5
     for name in ("centroids", "local_assignment", "local_squared_distance", "sizes"):
-        assert np.array_equal(getattr(found, name), getattr(undisturbed, name))
-    assert found.inertia == undisturbed.inertia
+        assert np.array_equal(getattr(result, name), getattr(undisturbed, name))
+    assert result.inertia == undisturbed.inertia
 
 
 def test_seeding_continues_to_the_same_seeds(tmp_path: Path) -> None:
     points = torch.from_numpy(mixture(3000, 16, 40).astype(np.float32))
     undisturbed = plus_plus(points, 300, rng_key=1)
-    seen = []
+    num_chosen = []
 
     class Stops(Journal):
         def save(self, name: str, **arrays: np.ndarray) -> None:
             super().save(name, **arrays)
-            seen.append(len(arrays["chosen"]))
+            num_chosen.append(len(arrays["chosen"]))
             raise KilledError
 
     while True:
         try:
-            found = plus_plus(points, 300, rng_key=1, journal=Stops(tmp_path, seconds=0))
+            result = plus_plus(points, 300, rng_key=1, journal=Stops(tmp_path, seconds=0))
             break
         except KilledError:
-            assert len(seen) <= 3
-    assert seen == [75, 150, 300]
-    assert np.array_equal(found, undisturbed)
+            assert len(num_chosen) <= 3
+    assert num_chosen == [75, 150, 300]
+    assert np.array_equal(result, undisturbed)
 
 
 def test_weights_count_like_repeated_rows() -> None:
@@ -264,10 +264,10 @@ def test_weights_count_like_repeated_rows() -> None:
 def test_spherical_centroids_have_unit_length_and_the_nearest_is_the_most_similar() -> None:
     rows = mixture(2000, 8, 12).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    found = kmeans(ArraySource(rows), 30, rng_key=1, spherical=True)
-    assert np.allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
-    assert ((rows @ found.centroids.T).argmax(1) == found.local_assignment).mean() >= 0.9999
-    assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(found.inertia))
+    result = kmeans(ArraySource(rows), 30, rng_key=1, spherical=True)
+    assert np.allclose(np.linalg.norm(result.centroids, axis=1), 1, atol=1e-6)
+    assert ((rows @ result.centroids.T).argmax(1) == result.local_assignment).mean() >= 0.9999
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(result.inertia))
 
 
 def test_progress_is_told_after_every_pass() -> None:

@@ -38,8 +38,8 @@ def test_every_cluster_is_split_and_rows_go_to_the_nearest_part(spherical: bool)
     assert level.sizes.min() > 0
     assert level.sizes.tolist() == np.bincount(level.assignment).tolist()
     squared = ((rows()[:, None].astype(np.float64) - level.centroids) ** 2).sum(2)
-    mine = squared[np.arange(len(squared)), level.assignment]
-    assert np.allclose(mine, level.squared_distance, rtol=1e-3, atol=1e-4)
+    to_assigned = squared[np.arange(len(squared)), level.assignment]
+    assert np.allclose(to_assigned, level.squared_distance, rtol=1e-3, atol=1e-4)
     if spherical:
         assert np.allclose(np.linalg.norm(level.centroids, axis=1), 1, atol=1e-5)
     else:  # the heaps are far apart, so that but for rows between two clusters the nearest part is the nearest of all

@@ -55,18 +55,18 @@ def literal_distances(rows: np.ndarray, selected: np.ndarray) -> list[float]:
 def test_coverage_is_the_distance_to_the_nearest_selected_row(block_rows: int) -> None:
     rows = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float16)
     selected = np.array([3, 4, 17, 50])
-    found = coverage(ArraySource(rows, block_rows=block_rows), selected, rng_key=1)
+    measured = coverage(ArraySource(rows, block_rows=block_rows), selected, rng_key=1)
     expected = literal_distances(rows, selected)
-    assert found == pytest.approx((np.mean(expected), np.percentile(expected, 95)))
+    assert measured == pytest.approx((np.mean(expected), np.percentile(expected, 95)))
 
 
 def test_coverage_of_a_sample_is_that_of_some_of_the_rows() -> None:
     rows = np.random.default_rng(0).standard_normal((60, 1)).astype(np.float32)
     selected = np.array([8])
-    found = {coverage(ArraySource(rows), selected, rng_key=rng_key, max_rows=1).mean for rng_key in range(40)}
+    measured = {coverage(ArraySource(rows), selected, rng_key=rng_key, max_rows=1).mean for rng_key in range(40)}
     expected = literal_distances(rows, selected)
-    assert len(found) > 10
-    assert all(min(abs(one - other) for other in expected) < 1e-6 for one in found)
+    assert len(measured) > 10
+    assert all(min(abs(one - other) for other in expected) < 1e-6 for one in measured)
 
 
 def test_coverage_is_exact_far_from_the_origin() -> None:

@@ -63,8 +63,8 @@ def test_repeats_meet_the_budget_and_no_row_repeats_before_all_of_its_cluster_ar
     times[selection.rows] = selection.repeats
     finest = tree.levels[0]
     for cluster in range(finest.num_clusters):
-        mine = times[finest.assignment == cluster]
-        assert mine.max() - mine.min() <= 1
+        members = times[finest.assignment == cluster]
+        assert members.max() - members.min() <= 1
 
 
 @pytest.mark.parametrize(("members", "sign"), [("closest", 1), ("farthest", -1)])
@@ -73,9 +73,9 @@ def test_of_each_cluster_the_closest_or_the_farthest(members: Literal["closest",
     selection = balanced(tree, 150, rng_key=1, members=members)
     finest = tree.levels[0]
     for cluster in range(finest.num_clusters):
-        mine = np.flatnonzero(finest.assignment == cluster)
-        taken = np.isin(mine, selection.rows)
-        distance = sign * finest.squared_distance[mine]
+        members = np.flatnonzero(finest.assignment == cluster)
+        taken = np.isin(members, selection.rows)
+        distance = sign * finest.squared_distance[members]
         if taken.any() and not taken.all():
             assert distance[taken].max() <= distance[~taken].min()
 
@@ -139,11 +139,11 @@ def test_a_selection_chooses_from_what_the_ones_before_it_left() -> None:
     tree = hierarchy(300)
     first = RandomConfig(budget=120)
     config = BalancedConfig(budget=60, after=(first,))
-    made = select(config, Pool(hierarchy=tree), rng_key=1)
-    left = select(first, Pool(hierarchy=tree), rng_key=rng.key(1, "after", 0))
-    assert len(made.rows) == 60
-    assert np.isin(made.rows, left.rows).all()
-    assert made.counts["after random"] == 120
+    selection = select(config, Pool(hierarchy=tree), rng_key=1)
+    earlier = select(first, Pool(hierarchy=tree), rng_key=rng.key(1, "after", 0))
+    assert len(selection.rows) == 60
+    assert np.isin(selection.rows, earlier.rows).all()
+    assert selection.counts["after random"] == 120
     assert len(select(replace_budget(config, 200), Pool(hierarchy=tree), rng_key=1).rows) == 120
 
 
@@ -158,11 +158,11 @@ def replace_budget(config: BalancedConfig, budget: int) -> BalancedConfig:
 
 
 def test_what_a_selector_needs_and_has_not_is_said() -> None:
-    with pytest.raises(ConfigError, match="--scores"):
+    with pytest.raises(ConfigError, match="needs a score for every row"):
         select(BalancedConfig(budget=10, members="weighted"), Pool(hierarchy=hierarchy(50)), rng_key=1)
 
 
 def test_rs2_offers_everything_and_shows_a_part() -> None:
-    made = select(Rs2Config(fraction=0.25), Pool(hierarchy=hierarchy(200)), rng_key=1)
-    assert made.rows.tolist() == list(range(200))
-    assert made.per_epoch == 50
+    selection = select(Rs2Config(fraction=0.25), Pool(hierarchy=hierarchy(200)), rng_key=1)
+    assert selection.rows.tolist() == list(range(200))
+    assert selection.per_epoch == 50

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from curation.base import rng
 from curation.base.errors import DataError
+from curation.selectors import dsir
 from curation.selectors.dsir import BUCKETS, buckets, log_ratio, ngram_counts, select
-from curation.selectors.select import dsir
 
 WORDS = st.lists(st.sampled_from(["red", "Green", "blue", "sky", "sea", "."]), max_size=8).map(" ".join)
 
@@ -25,10 +25,10 @@ def literal_features(text: str) -> Counter[int]:
 
 def literal_weight(text: str, target: list[str], raw: list[str]) -> float:
     """The log of p_target / p_raw of Xie et al., bags of hashed words and pairs."""
-    seen = [sum((literal_features(one) for one in texts), Counter[int]()) for texts in (target, raw)]
-    total = [sum(counts.values()) for counts in seen]
+    text_counts = [sum((literal_features(one) for one in texts), Counter[int]()) for texts in (target, raw)]
+    total = [sum(counts.values()) for counts in text_counts]
     return sum(
-        count * (log(seen[0][bucket] / total[0] + 1e-8) - log(seen[1][bucket] / total[1] + 1e-8))
+        count * (log(text_counts[0][bucket] / total[0] + 1e-8) - log(text_counts[1][bucket] / total[1] + 1e-8))
         for bucket, count in literal_features(text).items()
     )
 
@@ -87,7 +87,7 @@ def test_texts_read_a_few_at_a_time_are_drawn_alike(monkeypatch: pytest.MonkeyPa
     ratio = np.random.default_rng(0).normal(0, 1, BUCKETS)
     texts = [f"word {i} of {i % 7}" for i in range(100)]
     whole = select(enumerate(texts), ratio, 30, rng_key=1)
-    monkeypatch.setattr(dsir, "_AT_ONCE", 7)
+    monkeypatch.setattr(dsir, "_BATCH", 7)
     assert np.array_equal(select(enumerate(texts), ratio, 30, rng_key=1), whole)
     assert not np.array_equal(select(enumerate(texts), ratio, 30, rng_key=2), whole)
 
