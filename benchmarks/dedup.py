@@ -48,16 +48,16 @@ def rows_of(case: Case, seed: int = 0) -> np.ndarray:
 def windrow(rows: np.ndarray, case: Case) -> tuple[Found, Found]:
     from curation.dedup.neighbours import find_visits, near_pairs
     from curation.embeddings.source import ArraySource
-    from curation.kmeans.lloyd import kmeans
+    from curation.kmeans.lloyd import KMeans
     from curation.sampling.draw import grouped
 
     source, radius = ArraySource(rows), (2 - 2 * case.similarity) ** 0.5
-    found = kmeans(source, case.num_clusters, stream=1)
-    visits = find_visits(source, found.centroids, found.assignment, radius)
+    clusters = KMeans(source, case.num_clusters, rng_key=1).run()
+    visits = find_visits(source, clusters.centroids, clusters.local_assignment, radius)
     pairs, copies = set(), set()
-    num = len(found.sizes)
-    csr = grouped(found.assignment, num)
-    for piece in near_pairs(source, found.centroids, *csr, visits, radius, clusters=range(num)):
+    num = len(clusters.sizes)
+    csr = grouped(clusters.local_assignment, num)
+    for piece in near_pairs(source, clusters.centroids, *csr, visits, radius, clusters=range(num)):
         pairs |= set(zip(piece.first.tolist(), piece.second.tolist(), strict=True))
         same = piece.squared == 0
         copies |= set(zip(piece.first[same].tolist(), piece.second[same].tolist(), strict=True))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from curation.base import rng
-from curation.measures.quality import rankme, uniformity
+from curation.measures.features import rankme, uniformity
 from trainers.data.samples import SampleList
 from trainers.evaluation.config import EvaluateConfig
 

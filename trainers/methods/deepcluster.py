@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from curation.base import rng
 from curation.base.collectives import Alone, TorchCollectives
 from curation.embeddings.source import ArraySource
-from curation.kmeans.lloyd import kmeans
+from curation.kmeans.lloyd import KMeans, KMeansOptions
 from trainers.methods.config import DeepClusterConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
 from trainers.models.heads import Encoded, Network, feature_dim, mlp
@@ -53,19 +53,18 @@ class DeepCluster(Method):
         for head in range(self.config.heads):
             # Heads alternate between the two crops, as in the authors' code.
             source = ArraySource(F.normalize(self.memory[:, head % 2].float(), dim=1).cpu().numpy())
-            clustering = kmeans(
+            clustering = KMeans(
                 source.share(workers.rank, workers.size),
                 self.config.prototypes,
-                stream=rng.key(self._stream, "clusters", epoch, head),
-                spherical=True,
-                max_iterations=self.config.iterations,
+                rng_key=rng.key(self._stream, "clusters", epoch, head),
+                options=KMeansOptions(spherical=True, max_iterations=self.config.iterations),
                 collectives=workers,
-            )
+            ).run()
             self.prototypes[head].zero_()
             self.prototypes[head, : len(clustering.centroids)] = torch.from_numpy(clustering.centroids).to(
                 self.prototypes.device
             )
-            labels = torch.cat([torch.from_numpy(part) for part in workers.gather(clustering.assignment)])
+            labels = torch.cat([torch.from_numpy(part) for part in workers.gather(clustering.local_assignment)])
             self.assignment[head] = labels.to(self.assignment.device)
 
     def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
