@@ -114,7 +114,7 @@ def open_inputs(stage: Stage, paths: Mapping[str, Path]) -> dict[str, Opened]:
     if missing := sorted(required - set(paths)):
         options = ", ".join(f"--{role.replace('_', '-')}" for role in missing)
         raise ConfigError(
-            f"{stage.name} with these settings needs {' and '.join(missing)}, which a run gives it. On its own, give {options}, "
+            f"{stage.name} with these settings needs {' and '.join(missing)}, which a run gives it. Alone, give {options}, "
             "or change the setting that asks for it."
         )
     if unknown := sorted(set(paths) - set(stage.inputs)):
