@@ -193,5 +193,5 @@ def _padded(half: Tensor) -> Tensor:
 
 
 def _power_below(goal: float, value: float) -> float:
-    """The largest power of two whose product with `value` is at most `goal`, 1 for 0 and infinity; no product with it rounds."""
+    """The largest power of two whose product with `value` is at most `goal`; 1 for 0 and infinity. Its products are exact."""
     return 2.0 ** math.floor(math.log2(goal / value)) if 0 < value < math.inf else 1.0
