@@ -188,14 +188,14 @@ def _iterations(case: Case, engine: str, args: argparse.Namespace) -> harness.Ro
     run(rows, initial, 2, args)  # compiles
     with harness.PeakMemory() as memory:
         seconds, centroids, labels = run(rows, initial, case.iterations, args)
-    some = torch.arange(0, case.num_rows, max(1, case.num_rows // 100_000))
-    objective, exact = _exact(rows[some.to(rows.device)].cpu().numpy(), centroids)
+    sample = torch.arange(0, case.num_rows, max(1, case.num_rows // 100_000))
+    objective, exact = _exact(rows[sample.to(rows.device)].cpu().numpy(), centroids)
     floor = 2 * case.num_rows * case.dim * case.num_clusters / harness.matmul_rate(torch.bfloat16)
     return {
         "seconds": seconds,
         "objective": objective,
         "peak_bytes": memory.num_bytes,
-        "agreement": float((exact == labels[some.numpy()]).mean()),
+        "agreement": float((exact == labels[sample.numpy()]).mean()),
         "floor_over_time": floor / seconds,
     }
 
@@ -207,9 +207,9 @@ def _rows_on_gpu(case: Case) -> torch.Tensor:
     centres = torch.randn(2000, case.dim, device="cuda", generator=draws)
     rows = torch.empty(case.num_rows, case.dim, dtype=torch.float16, device="cuda")
     for block in rows.split(250_000):
-        some = centres[torch.multinomial(share, len(block), replacement=True, generator=draws)]
-        some = some + 0.6 * torch.randn(some.shape, device="cuda", generator=draws)
-        block.copy_(some / some.norm(dim=1, keepdim=True))
+        drawn = centres[torch.multinomial(share, len(block), replacement=True, generator=draws)]
+        drawn = drawn + 0.6 * torch.randn(drawn.shape, device="cuda", generator=draws)
+        block.copy_(drawn / drawn.norm(dim=1, keepdim=True))
     return rows
 
 

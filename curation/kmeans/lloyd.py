@@ -101,6 +101,7 @@ class KMeans:
         self._options = options or KMeansOptions()
         self._workers = collectives or Alone()
         self._journal = journal or Journal()
+        self._centroids = np.empty((0, source.dim), dtype=np.float32)
 
     def run(self, progress: Callable[[Progress], object] | None = None) -> KMeansResult:
         """Run all passes and return the result; `progress` is called after each pass.
@@ -123,22 +124,16 @@ class KMeans:
         extent = Extent.of(sample, weights, rows.total)
         inertia: list[float] = []
         if state := self._journal.load("iterations"):
-            centroids, inertia = state["centroids"], state["inertia"].tolist()
+            self._centroids, inertia = state["centroids"], state["inertia"].tolist()
         elif self._initial is not None:
-            centroids = self._initial.astype(np.float32)
+            self._centroids = self._initial.astype(np.float32)
         else:
-            centroids = self._seeds(sample, weights, rows.device, extent)
+            self._centroids = self._seeds(sample, weights, rows.device, extent)
             if self._num_clusters <= _MANY and len(sample) < rows.total:
-                alone = WorkerRows.of(ArraySource(sample), weights, Alone(), rows.device)
-                sums = ClusterSums(alone, len(centroids), extent)
-                for number in range(_REFINE_MOVES):
-                    last = run_pass(alone, centroids, extent, sums, self._options.engine, distances=False)
-                    yield Progress(number + 1, last.inertia, alone.total)
-                    rng_key = rng.key(self._rng_key, "repair", "sample", number)
-                    centroids, _ = self._moved(last, centroids, alone, rng_key)
+                yield from self._refine(WorkerRows.of(ArraySource(sample), weights, Alone(), rows.device), extent)
             # All workers have computed the same; where their processors differ in rounding, those of worker 0 count.
-            centroids = rows.workers.broadcast(centroids, 0)
-        yield from self._iterate(rows, centroids, extent, inertia)
+            self._centroids = rows.workers.broadcast(self._centroids, 0)
+        yield from self._iterate(rows, extent, inertia)
 
     def _seeds(self, sample: np.ndarray, weights: np.ndarray | None, device: torch.device, extent: Extent) -> np.ndarray:
         """(K, D) float32: centroids to begin with, from the sample (M, D) and its weights (M,).
@@ -153,32 +148,40 @@ class KMeans:
         mass = None if weights is None else torch.from_numpy(weights).to(device)
         return sample[plus_plus(points, self._num_clusters, rng_key=rng_key, weights=mass, journal=self._journal)]
 
-    def _iterate(self, rows: WorkerRows, centroids: np.ndarray, extent: Extent, inertia: list[float]) -> Iterator[Progress]:
-        """Lloyd iterations over all rows from `centroids` (K, D), continuing after those whose `inertia` is known."""
-        sums = ClusterSums(rows, len(centroids), extent)
+    def _refine(self, sample: WorkerRows, extent: Extent) -> Iterator[Progress]:
+        """Move the centroids by a few Lloyd iterations over the sample, as if this worker were alone."""
+        sums = ClusterSums(sample, len(self._centroids), extent)
+        for number in range(_REFINE_MOVES):
+            last = run_pass(sample, self._centroids, extent, sums, self._options.engine, distances=False)
+            yield Progress(number + 1, last.inertia, sample.total)
+            self._centroids, _ = self._moved(last, sample, rng.key(self._rng_key, "repair", "sample", number))
+
+    def _iterate(self, rows: WorkerRows, extent: Extent, inertia: list[float]) -> Iterator[Progress]:
+        """Lloyd iterations over all rows, continuing after those whose `inertia` is known."""
+        sums = ClusterSums(rows, len(self._centroids), extent)
         while True:
             is_last = len(inertia) == self._options.max_iterations
-            last = run_pass(rows, centroids, extent, sums, self._options.engine, distances=is_last)
+            last = run_pass(rows, self._centroids, extent, sums, self._options.engine, distances=is_last)
             inertia.append(last.inertia)
             yield Progress(len(inertia), last.inertia, rows.total)
             if is_last:
                 break
-            moved, num_repaired = self._moved(last, centroids, rows, rng.key(self._rng_key, "repair", len(inertia)))
+            moved, num_repaired = self._moved(last, rows, rng.key(self._rng_key, "repair", len(inertia)))
             gain = last.inertia - last.inertia_about(moved, extent)
             if num_repaired == 0 and gain <= self._options.tolerance * last.inertia:
                 break
-            centroids = moved
-            self._journal.save("iterations", centroids=centroids, inertia=np.array(inertia))
-        self.fit = Fit(rows, extent, centroids, last, inertia)
+            self._centroids = moved
+            self._journal.save("iterations", centroids=moved, inertia=np.array(inertia))
+        self.fit = Fit(rows, extent, self._centroids, last, inertia)
 
-    def _moved(self, last: Pass, centroids: np.ndarray, rows: WorkerRows, rng_key: int) -> tuple[np.ndarray, int]:
+    def _moved(self, last: Pass, rows: WorkerRows, rng_key: int) -> tuple[np.ndarray, int]:
         """The centroids (K, D) moved to the means of their rows, and how many empty clusters were given a row."""
-        num_repaired = repair_empty(last, centroids, rows, rng_key)
+        num_repaired = repair_empty(last, self._centroids, rows, rng_key)
         occupied = last.counts > 0
         means = last.sums / np.where(occupied, last.mass, 1)[:, None]
         if self._options.spherical:
             means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-        return np.where(occupied[:, None], means, centroids).astype(np.float32), num_repaired
+        return np.where(occupied[:, None], means, self._centroids).astype(np.float32), num_repaired
 
 
 class Fit:
