@@ -23,14 +23,17 @@ from loader import samples_of
 
 from curation.distance.nearest import default_device
 from curation.embeddings.source import ArraySource
-from curation.kmeans.lloyd import kmeans
-from launch.config.load import load_run, recipes
-from trainers.config import EvaluateConfig, PixelsConfig, TrainConfig
+from curation.kmeans.lloyd import KMeans, KMeansOptions
+from launch.config.load import load_run
+from launch.config.recipes import recipes
 from trainers.data.samples import SampleList
+from trainers.engine.config import TrainConfig
 from trainers.engine.train import train
+from trainers.evaluation.config import EvaluateConfig
 from trainers.evaluation.embed import embed, squares
 from trainers.evaluation.knn import knn_accuracy
 from trainers.evaluation.probes import probe_accuracy
+from trainers.models.config import PixelsConfig
 from trainers.models.encoders import Encoder, build_encoder
 
 UNTRAINED = {"pixels": None, "untrained": "simclr", "untrained-vit": "ibot"}
@@ -89,8 +92,8 @@ def trained(config: TrainConfig, samples: SampleList, seed: int) -> Encoder:
 def clustered(samples: SampleList, features: np.ndarray, num_clusters: int, seed: int) -> SampleList:
     """The samples with the clusters of their `features` as labels."""
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
-    found = kmeans(ArraySource(units), num_clusters, stream=seed, spherical=True, device=default_device())
-    return replace(samples, label=found.assignment.astype(np.int64))
+    clustering = KMeans(ArraySource(units), num_clusters, rng_key=seed, options=KMeansOptions(spherical=True)).run()
+    return replace(samples, label=clustering.local_assignment.astype(np.int64))
 
 
 def measure(case: str, _engine: str, seed: int, args: argparse.Namespace) -> harness.Row:

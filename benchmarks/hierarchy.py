@@ -17,10 +17,11 @@ import torch
 from kmeans import use_ssl_data_curation
 
 from curation.embeddings.source import ArraySource
-from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.config import ClusterConfig
+from curation.kmeans.hierarchy import build_hierarchy
 from curation.kmeans.levels import ClusterHierarchy, Level
-from curation.kmeans.lloyd import kmeans
-from curation.measures.quality import imbalance, total_variation_from_uniform
+from curation.kmeans.lloyd import KMeans, KMeansOptions
+from curation.measures.balance import imbalance, total_variation_from_uniform
 from curation.selectors.config import BalancedConfig
 from curation.selectors.select import select
 from curation.selectors.selection import Pool
@@ -41,9 +42,9 @@ def rings(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def windrow_rings(points: np.ndarray, seed: int) -> np.ndarray:
-    events = hierarchical_kmeans(ArraySource(points), [1000, 300], stream=seed, resampling_steps=10)
-    hierarchy = ClusterHierarchy(tuple(event for event in events if isinstance(event, Level)))
-    return select(BalancedConfig(budget=_SAMPLE), Pool(hierarchy=hierarchy), stream=seed).rows
+    config = ClusterConfig(levels=(1000, 300), resampling_steps=10)
+    hierarchy = build_hierarchy(ArraySource(points), config, rng_key=seed)
+    return select(BalancedConfig(budget=_SAMPLE), Pool(hierarchy=hierarchy), rng_key=seed).rows
 
 
 def peer_rings(points: np.ndarray, seed: int, args: argparse.Namespace) -> np.ndarray:
@@ -61,6 +62,7 @@ def peer_rings(points: np.ndarray, seed: int, args: argparse.Namespace) -> np.nd
 
 
 def measure_rings(engine: str, seed: int, args: argparse.Namespace) -> harness.Row:
+    """A balanced sample of the rings by one engine."""
     points, ring = rings(seed)
     began = harness.now()
     rows = windrow_rings(points, seed) if engine == "windrow" else peer_rings(points, seed, args)
@@ -70,7 +72,7 @@ def measure_rings(engine: str, seed: int, args: argparse.Namespace) -> harness.R
 
 
 def measure_billion() -> harness.Row:
-    """Cluster sizes are skewed: the first of every hundred get several times as many rows as the last."""
+    """Selection from a billion simulated rows in clusters of skewed sizes, the first several times as large as the last."""
     num, sizes = 10**9, (10**7, 500_000, 50_000, 10_000)
     draws = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:
@@ -91,13 +93,14 @@ def measure_billion() -> harness.Row:
         config = BalancedConfig(budget=10**7)
         with harness.PeakMemory() as memory:
             began = harness.now()
-            made = select(config, Pool(hierarchy=ClusterHierarchy(tuple(levels))), stream=1)
+            selection = select(config, Pool(hierarchy=ClusterHierarchy(tuple(levels))), rng_key=1)
             seconds = harness.now() - began
-        assert (np.diff(made.rows) > 0).all()
-        return {"seconds": seconds, "selected": int(made.repeats.sum()), "peak_bytes": memory.num_bytes}
+        assert (np.diff(selection.rows) > 0).all()
+        return {"seconds": seconds, "selected": int(selection.repeats.sum()), "peak_bytes": memory.num_bytes}
 
 
 def measure_disk(args: argparse.Namespace) -> harness.Row:
+    """k-means of 20 million rows in a memory-mapped file."""
     num, dim = 20_000_000, 256
     path = args.directory / "windrow-benchmark-20m.npy"
     if not path.exists():
@@ -106,19 +109,20 @@ def measure_disk(args: argparse.Namespace) -> harness.Row:
         centres = draws.standard_normal((2000, dim)).astype(np.float32)
         share = 1 / np.arange(1, 2001)
         for start in range(0, num, _BLOCK):
-            some = centres[draws.choice(2000, _BLOCK, p=share / share.sum())]
-            some += 0.6 * draws.standard_normal(some.shape, dtype=np.float32)
-            rows[start : start + _BLOCK] = some / np.linalg.norm(some, axis=1, keepdims=True)
+            block = centres[draws.choice(2000, _BLOCK, p=share / share.sum())]
+            block += 0.6 * draws.standard_normal(block.shape, dtype=np.float32)
+            rows[start : start + _BLOCK] = block / np.linalg.norm(block, axis=1, keepdims=True)
         rows.flush()
     with harness.PeakMemory() as memory:
         began = harness.now()
-        found = kmeans(ArraySource(np.load(path, mmap_mode="r")), 1000, stream=1, max_iterations=10)
+        source, options = ArraySource(np.load(path, mmap_mode="r")), KMeansOptions(max_iterations=10)
+        result = KMeans(source, 1000, rng_key=1, options=options).run()
         seconds = harness.now() - began
     return {
         "seconds": seconds,
-        "iterations": len(found.inertia),
-        "objective": found.inertia[-1] / num,
-        "imbalance": imbalance(found.sizes),
+        "iterations": len(result.inertia),
+        "objective": result.inertia[-1] / num,
+        "imbalance": imbalance(result.sizes),
         "peak_bytes": memory.num_bytes,
     }
 

@@ -52,10 +52,11 @@ def rows_of(case: Case, *, components: int = 500, noise: float = 0.6, seed: int 
 
 def windrow(rows: np.ndarray, case: Case, seed: int, _: argparse.Namespace) -> Labelled:
     from curation.embeddings.source import ArraySource
-    from curation.kmeans.lloyd import kmeans
+    from curation.kmeans.lloyd import KMeans, KMeansOptions
 
-    found = kmeans(ArraySource(rows), case.num_clusters, stream=seed, max_iterations=case.iterations)
-    return found.centroids, found.assignment
+    options = KMeansOptions(max_iterations=case.iterations)
+    result = KMeans(ArraySource(rows), case.num_clusters, rng_key=seed, options=options).run()
+    return result.centroids, result.local_assignment
 
 
 def _faiss(method: str) -> Callable[[np.ndarray, Case, int, argparse.Namespace], Labelled]:
@@ -187,14 +188,14 @@ def _iterations(case: Case, engine: str, args: argparse.Namespace) -> harness.Ro
     run(rows, initial, 2, args)  # compiles
     with harness.PeakMemory() as memory:
         seconds, centroids, labels = run(rows, initial, case.iterations, args)
-    some = torch.arange(0, case.num_rows, max(1, case.num_rows // 100_000))
-    objective, exact = _exact(rows[some.to(rows.device)].cpu().numpy(), centroids)
+    sample = torch.arange(0, case.num_rows, max(1, case.num_rows // 100_000))
+    objective, exact = _exact(rows[sample.to(rows.device)].cpu().numpy(), centroids)
     floor = 2 * case.num_rows * case.dim * case.num_clusters / harness.matmul_rate(torch.bfloat16)
     return {
         "seconds": seconds,
         "objective": objective,
         "peak_bytes": memory.num_bytes,
-        "agreement": float((exact == labels[some.numpy()]).mean()),
+        "agreement": float((exact == labels[sample.numpy()]).mean()),
         "floor_over_time": floor / seconds,
     }
 
@@ -206,9 +207,9 @@ def _rows_on_gpu(case: Case) -> torch.Tensor:
     centres = torch.randn(2000, case.dim, device="cuda", generator=draws)
     rows = torch.empty(case.num_rows, case.dim, dtype=torch.float16, device="cuda")
     for block in rows.split(250_000):
-        some = centres[torch.multinomial(share, len(block), replacement=True, generator=draws)]
-        some = some + 0.6 * torch.randn(some.shape, device="cuda", generator=draws)
-        block.copy_(some / some.norm(dim=1, keepdim=True))
+        drawn = centres[torch.multinomial(share, len(block), replacement=True, generator=draws)]
+        drawn = drawn + 0.6 * torch.randn(drawn.shape, device="cuda", generator=draws)
+        block.copy_(drawn / drawn.norm(dim=1, keepdim=True))
     return rows
 
 
@@ -218,21 +219,14 @@ Iterated = tuple[float, np.ndarray, np.ndarray]
 
 def windrow_iterations(rows: torch.Tensor, initial: torch.Tensor, num: int, _: argparse.Namespace) -> Iterated:
     from curation.embeddings.source import ArraySource
-    from curation.kmeans.lloyd import Fit, kmeans_steps
+    from curation.kmeans.lloyd import KMeans, KMeansOptions
 
     source = ArraySource(rows.cpu().numpy(), block_rows=2**20)
-    given = initial.cpu().numpy()
-    steps = kmeans_steps(source, len(given), stream=1, initial=given, max_iterations=num, tolerance=0)
-    times = []
-    while True:
-        try:
-            next(steps)
-            times.append(harness.now())
-        except StopIteration as end:
-            fit: Fit = end.value
-            break
-    result = fit.result()
-    return float(median(np.diff(times))), result.centroids, result.assignment
+    start, options = initial.cpu().numpy(), KMeansOptions(max_iterations=num, tolerance=0)
+    times: list[float] = []
+    kmeans = KMeans(source, len(start), rng_key=1, initial=start, options=options)
+    result = kmeans.run(lambda _: times.append(harness.now()))
+    return float(median(np.diff(times))), result.centroids, result.local_assignment
 
 
 def flash_iterations(rows: torch.Tensor, initial: torch.Tensor, num: int, _: argparse.Namespace) -> Iterated:

@@ -80,8 +80,8 @@ def samples_of(shards: list[Path]) -> SampleList:
 
 
 def windrow(shards: list[Path], case: str, workers: int) -> Batches:
-    from trainers.config import ViewsConfig
     from trainers.data import views
+    from trainers.data.config import ViewsConfig
 
     config = ViewsConfig(num_local=8)
     if case == "rrc224":

@@ -7,23 +7,21 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import harness
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from train_cases import Case
 
-from trainers.config import VitConfig
+from trainers.models.config import VitConfig
 
-if TYPE_CHECKING:
-    from train_step import Case
-
-Peer = Callable[["Case", list[Tensor], argparse.Namespace], Callable[[], object]]
+Peer = Callable[[Case, list[Tensor], argparse.Namespace], Callable[[], object]]
 MOMENTUM, RATE, CLIP = 0.996, 5e-4, 3.0
 
 
-def timm_backbone(case: "Case") -> nn.Module:
+def timm_backbone(case: Case) -> nn.Module:
     """The case's encoder as timm has it, for crops of any size."""
     import timm
 
@@ -49,7 +47,7 @@ def bf16(device: torch.device) -> AbstractContextManager[object]:
 class DinoNetwork(nn.Module):
     """Backbone and head of DINO: one forward pass of the backbone for every size of crops, one of the head."""
 
-    def __init__(self, case: "Case") -> None:
+    def __init__(self, case: Case) -> None:
         super().__init__()
         method: Any = case.method
         self.backbone = timm_backbone(case)
@@ -71,7 +69,7 @@ def dino_loss(student: Tensor, teacher: Tensor, center: Tensor, num_crops: int) 
     return torch.stack(pairs).mean()
 
 
-def timm_compile(case: "Case", crops: list[Tensor], _: argparse.Namespace) -> Callable[[], object]:
+def timm_compile(case: Case, crops: list[Tensor], _: argparse.Namespace) -> Callable[[], object]:
     device = crops[0].device
     student, teacher = DinoNetwork(case).to(device), DinoNetwork(case).to(device).requires_grad_(False)
     teacher.load_state_dict(student.state_dict())
@@ -98,7 +96,7 @@ def timm_compile(case: "Case", crops: list[Tensor], _: argparse.Namespace) -> Ca
     return step
 
 
-def official_dino(case: "Case", crops: list[Tensor], args: argparse.Namespace) -> Callable[[], object]:
+def official_dino(case: Case, crops: list[Tensor], args: argparse.Namespace) -> Callable[[], object]:
     """The modules of facebookresearch/dino in the order in which its loop calls them, on one process."""
     if args.official_dino is None:
         raise harness.Skipped("give --official-dino CHECKOUT")
@@ -155,7 +153,7 @@ def official_dino(case: "Case", crops: list[Tensor], args: argparse.Namespace) -
     return step
 
 
-def lightly_dino(case: "Case", crops: list[Tensor], _: argparse.Namespace) -> Callable[[], object]:
+def lightly_dino(case: Case, crops: list[Tensor], _: argparse.Namespace) -> Callable[[], object]:
     """As its examples: crop by crop."""
     from lightly.loss import DINOLoss
     from lightly.models.modules.heads import DINOProjectionHead
@@ -211,7 +209,7 @@ def contrast(first: Tensor, second: Tensor) -> Tensor:
     return F.cross_entropy(scores, other)
 
 
-def timm_compile_simclr(case: "Case", crops: list[Tensor], _: argparse.Namespace) -> Callable[[], object]:
+def timm_compile_simclr(case: Case, crops: list[Tensor], _: argparse.Namespace) -> Callable[[], object]:
     backbone, method = timm_backbone(case), case.method
     hidden = method.hidden_dim
     head = (nn.Linear(backbone.num_features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, method.dim))
@@ -219,7 +217,7 @@ def timm_compile_simclr(case: "Case", crops: list[Tensor], _: argparse.Namespace
     return _simclr(torch.compile(network), torch.compile(contrast), crops[0])
 
 
-def lightly_simclr(case: "Case", crops: list[Tensor], _: argparse.Namespace) -> Callable[[], object]:
+def lightly_simclr(case: Case, crops: list[Tensor], _: argparse.Namespace) -> Callable[[], object]:
     from lightly.loss import NTXentLoss
     from lightly.models.modules.heads import SimCLRProjectionHead
 

@@ -15,56 +15,24 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import harness
 import loader
 import numpy as np
 import torch
 import train_peers
+from train_cases import CASES, Case
 
 from launch.plan import encoder_cost
-from trainers.config import TimmConfig, TrainableConfig, TrainConfig, ViewsConfig, VitConfig
 from trainers.data.loader import Loader
+from trainers.engine.config import TrainConfig
 from trainers.engine.step import Engine
-from trainers.methods.config import DinoConfig, Dinov2Config, IbotConfig, MethodConfig, SimclrConfig
+from trainers.methods.config import DinoConfig, IbotConfig, SimclrConfig
 from trainers.methods.method import Clock, Views
+from trainers.models.config import VitConfig
 
 FIRST_STEP, STEPS_PER_EPOCH = 2000, 1000
 """Past the epoch in which prototypes are frozen."""
-
-
-class Case(NamedTuple):
-    """What is trained, and for how long."""
-
-    method: MethodConfig
-    encoder: TrainableConfig
-    views: ViewsConfig
-    batch: int
-    warm_up: int = 10
-    steps: int = 50
-
-
-_MULTI_CROP = ViewsConfig(num_local=8)
-CASES = {
-    "dino-vit-cpu": Case(
-        DinoConfig(prototypes=1024, hidden_dim=128, bottleneck_dim=64),
-        VitConfig(image_size=64, patch_size=16, dim=96, depth=2, heads=3),
-        ViewsConfig(num_local=4, global_size=64, local_size=32),
-        batch=16,
-        warm_up=2,
-        steps=10,
-    ),
-    "dino-vit_small": Case(DinoConfig(), VitConfig(size="small"), _MULTI_CROP, batch=128),
-    "dino-vit_base": Case(DinoConfig(), VitConfig(size="base"), _MULTI_CROP, batch=96),
-    "dinov2-vit_large": Case(Dinov2Config(), VitConfig(size="large", layer_scale=1e-5, mask_token=True), _MULTI_CROP, batch=64),
-    "simclr-resnet18-cifar": Case(
-        SimclrConfig(),
-        TimmConfig(model="resnet18", image_size=32),
-        ViewsConfig(num_local=0, global_size=32, global_scale=(0.08, 1.0), blur=(0, 0, 0), solarize=(0, 0, 0)),
-        batch=512,
-    ),
-}
 
 
 def model_flops(case: Case) -> float:

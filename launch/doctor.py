@@ -1,4 +1,4 @@
-"""windrow doctor: is this machine fit to run?"""
+"""windrow doctor: checks of whether this machine is fit to run."""
 
 import importlib
 import os
@@ -11,14 +11,18 @@ from pathlib import Path
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
 _REQUIRED = ("torch", "torchvision", "timm", "ray", "pyarrow", "numpy", "sklearn", "simplejpeg", "numba", "PIL", "pydantic")
-_OPTIONAL = {"faiss": "windrow[cpu] or windrow[gpu]", "submitit": "windrow[slurm]", "sentence_transformers": "windrow[text]"}
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "sentence_transformers": "sentence-transformers"}
+_OPTIONAL = {"faiss": "windrow[cpu] or windrow[gpu]"}
+"""Optional modules, and the extras that install them."""
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
+"""Distributions that are not called like their module."""
+_GIB = 2**30
 
 Finding = tuple[str, str]
+"""A verdict (GOOD, NOTE or BAD) and a sentence."""
 
 
 def examine() -> int:
-    """Print every check with what was found; returns 0 if nothing is bad, else 1."""
+    """Print the finding of every check. Returns the exit code: 1 if one is BAD, else 0."""
     checks: list[Callable[[], Iterator[Finding]]] = [_python, _libraries, _accelerators, _memory, _disk, _limits, _ray]
     worst = GOOD
     for check in checks:
@@ -29,8 +33,8 @@ def examine() -> int:
 
 
 def _python() -> Iterator[Finding]:
-    found = ".".join(map(str, sys.version_info[:3]))
-    yield (GOOD, f"Python {found}") if sys.version_info >= (3, 11) else (BAD, f"Python {found}: 3.11 or newer is needed")
+    name = f"Python {'.'.join(map(str, sys.version_info[:3]))}"
+    yield (GOOD, name) if sys.version_info >= (3, 11) else (BAD, f"{name}: 3.11 or newer is needed")
 
 
 def _libraries() -> Iterator[Finding]:
@@ -46,6 +50,7 @@ def _libraries() -> Iterator[Finding]:
 
 
 def _version(module: str) -> str:
+    """The version of an installed module."""
     try:
         return version(_DISTRIBUTIONS.get(module, module))
     except PackageNotFoundError:
@@ -60,15 +65,15 @@ def _accelerators() -> Iterator[Finding]:
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        yield GOOD, f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        yield GOOD, f"GPU {index}: {properties.name}, {properties.total_memory / _GIB:.0f} GiB"
 
 
 def _memory() -> Iterator[Finding]:
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield (GOOD, f"{gib:.0f} GiB of memory") if gib >= 4 else (BAD, f"{gib:.1f} GiB of memory; 4 GiB are needed")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    yield (GOOD, f"{total:.0f} GiB of memory") if total >= 4 else (BAD, f"{total:.1f} GiB of memory; 4 GiB are needed")
     shared = Path("/dev/shm")  # noqa: S108 - Ray's object store lives there
     if shared.exists():
-        free = shutil.disk_usage(shared).free / 2**30
+        free = shutil.disk_usage(shared).free / _GIB
         if free >= 0.5:
             yield GOOD, f"{shared}: {free:.1f} GiB free"
         else:
@@ -76,15 +81,16 @@ def _memory() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    for place in (Path.cwd(), Path("/tmp")):  # noqa: S108 - where Ray keeps its session
-        free = shutil.disk_usage(place).free / 2**30
-        yield (GOOD if free >= 5 else NOTE), f"{place}: {free:.0f} GiB free" + ("" if free >= 5 else "; runs may fill it")
+    for directory in (Path.cwd(), Path("/tmp")):  # noqa: S108 - where Ray keeps its session
+        free = shutil.disk_usage(directory).free / _GIB
+        yield (GOOD if free >= 5 else NOTE), f"{directory}: {free:.0f} GiB free" + ("" if free >= 5 else "; runs may fill it")
 
 
 def _limits() -> Iterator[Finding]:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    verdict = GOOD if soft >= 1024 else NOTE
-    yield verdict, f"{soft} open files allowed" + ("" if soft >= 1024 else "; run `ulimit -n 65536`")
+    is_enough = soft == resource.RLIM_INFINITY or soft >= 1024
+    count = "any number of" if soft == resource.RLIM_INFINITY else str(soft)
+    yield (GOOD if is_enough else NOTE), f"{count} open files allowed" + ("" if is_enough else "; run `ulimit -n 65536`")
 
 
 def _ray() -> Iterator[Finding]:
@@ -92,11 +98,11 @@ def _ray() -> Iterator[Finding]:
     from pipeline.runtime.console import Console
     from pipeline.runtime.ray_executor import RayExecutor
 
-    where = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS")
     try:
         with RayExecutor(Console(quiet=True)) as executor:
             cpus, gpus = executor.num_cpus(), executor.num_gpus(Resources())
-        place = f"the Ray cluster at {where}" if where else "Ray starts on this machine"
-        yield GOOD, f"{place}: {cpus} CPUs, {gpus} GPUs"
+        cluster = f"the Ray cluster at {address}" if address else "Ray starts on this machine"
+        yield GOOD, f"{cluster}: {cpus} CPUs, {gpus} GPUs"
     except Exception as error:
         yield BAD, f"Ray does not start: {error}"

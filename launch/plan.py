@@ -38,7 +38,7 @@ def show(config: RunConfig) -> None:
     first = next(iter(estimates.values()))
     show_table(
         lines,
-        f"Pool of {first.rows:,} samples and {first.held_out:,} held out; {len(config.round_list)} rounds. "
+        f"Pool of {first.rows:,} samples and {first.held_out:,} held out; {len(config.rounds)} rounds. "
         f"About {duration(total)} left, by a matmul rate of {rate / 1e9:,.0f} GFLOP/s on {cores} "
         f"{'cores' if device == 'cpu' else 'GPUs'}: an order of magnitude, better once a round is done.",
     )

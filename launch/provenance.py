@@ -1,4 +1,4 @@
-"""How a run was made: who asked, with what code, on what machine."""
+"""Provenance of a run: the commands that made it, with the code and the machine of each."""
 
 import json
 import platform
@@ -15,17 +15,17 @@ _LIBRARIES = ("torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pydant
 
 
 def record(run_dir: Path) -> None:
-    """Add this invocation to `provenance.json`, newest last."""
+    """Append this invocation to the list in `provenance.json`. A file that is no JSON is begun anew."""
     path = run_dir / "provenance.json"
     try:
-        earlier = json.loads(path.read_text())
+        invocations = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        earlier = []
-    write_atomic(path, json.dumps([*earlier, describe()], indent=1) + "\n")
+        invocations = []
+    write_atomic(path, json.dumps([*invocations, describe()], indent=1) + "\n")
 
 
 def describe() -> dict[str, Any]:
-    """This process, its code and its machine."""
+    """This invocation: time, command, versions of the code and its libraries, machine."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -38,12 +38,13 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The git commit of the code, with a plus if it was changed since; None outside a checkout."""
+    """The git commit of the code, with a plus if tracked files were changed since; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout.strip()
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from curation.base.config import Config
 from curation.base.merge import merge
@@ -15,7 +15,17 @@ from pipeline.rounds.config import CurateConfig, RoundConfig
 from pipeline.runtime.config import Resources
 from pipeline.sources.config import SourceConfig
 from pipeline.stages.config import EmbedConfig, ShardConfig
-from trainers.config import EvaluateConfig, TrainConfig
+from trainers.engine.config import TrainConfig
+from trainers.evaluation.config import EvaluateConfig
+
+
+def _expand_number(rounds: object) -> object:
+    """A number of rounds as so many curation rounds."""
+    if isinstance(rounds, int) and not isinstance(rounds, bool):
+        return ({},) * rounds
+    if not isinstance(rounds, list | tuple):
+        raise ValueError("give a number of rounds, or a list of them, for example [{}, {train: {epochs: 40}}]")
+    return rounds
 
 
 class RunConfig(Config):
@@ -24,7 +34,7 @@ class RunConfig(Config):
     run_dir: Path
     """Everything the run writes. The same command on the same directory continues it."""
     seed: int = Field(default=0, ge=0)
-    rounds: Annotated[int, Field(ge=1)] | Annotated[tuple[RoundConfig, ...], Field(min_length=1)] = 2
+    rounds: Annotated[tuple[RoundConfig, ...], BeforeValidator(_expand_number), Field(min_length=1)] = (CurateConfig(),) * 2
     """A list of rounds, each with its type and what differs in it from the sections below; or a number of curation rounds."""
     source: SourceConfig
     shard: ShardConfig = ShardConfig()
@@ -39,23 +49,18 @@ class RunConfig(Config):
     resources: dict[str, Resources] = Field(default_factory=dict)
     """What stages may use, by the name of the stage, such as `embed: {gpus: 8}`; without an entry all of the cluster."""
 
-    @property
-    def round_list(self) -> tuple[RoundConfig, ...]:
-        """The rounds, one by one."""
-        return self.rounds if isinstance(self.rounds, tuple) else (CurateConfig(),) * self.rounds
-
     def for_round(self, number: int) -> "RunConfig":
         """The settings of one round: those of the run with what the round overrides."""
-        overrides = self.round_list[number].overrides()
+        overrides = self.rounds[number].overrides()
         if not overrides:
             return self
         settings = self.model_dump(mode="json", exclude_unset=True) | {"rounds": 1}
-        return RunConfig.model_validate(merge(RunConfig, settings, overrides))
+        return RunConfig.model_validate(merge(settings, overrides, RunConfig))
 
     @model_validator(mode="after")
     def _rounds_are_valid(self) -> "RunConfig":
         problems = []
-        for number in range(len(self.round_list)):
+        for number in range(len(self.rounds)):
             try:
                 self.for_round(number)
             except ValidationError as error:

@@ -1,5 +1,6 @@
-"""Encoders and how they learn.
+"""Training of encoders.
 
-Read in this order: `config`, `train` (the loop), `methods` (one file each), `views` and `loader` (what a step sees),
-`encoders`, `evaluate`. Works under torchrun, under Ray or in one process; knows none of them.
+Folders, each importing only those before it: `data` (from shards to views), `models` (encoders and heads), `methods` (one file
+each), `evaluation` (of frozen features), `engine` (the train loop; begin with `engine.train`). Below them are `ranks`,
+`schedules` and `output_files`. Runs under torchrun, under Ray or in one process, and imports neither Ray nor the pipeline.
 """

@@ -1,1 +1,1 @@
-"""What every package uses: errors, whole files, random numbers by key, configuration."""
+"""The base of all packages: errors, whole files, random numbers by key, configuration, collective operations."""

@@ -1,10 +1,10 @@
-"""The errors a user can mend. Anything else that is raised is a bug."""
+"""Errors that a user can correct. Any other exception is a bug."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave us.
+    """A mistake in the user's input.
 
-    The message is whole sentences: what was found, what is allowed, what to do. The command line prints it without a
+    The message consists of whole sentences: what was found, what is allowed, what to do. The command line prints it without a
     traceback and exits with code 2.
     """
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Writing of files that are either whole or absent."""
 
 import os
 import secrets
@@ -45,12 +45,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def explained(what: str, directory: Path) -> Iterator[None]:
-    """Turn an OSError of the block, as of a full disk, into a DataError that says what is missing and what to do."""
+    """Turn an OSError in the block, for example of a full disk, into a DataError that names `what` and says what to do."""
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"{what} could not be written to {directory}: {error}. What was there before is whole. Make room there and run "
+            f"{what} could not be written to {directory}: {error}. Earlier files there are undamaged. Make room there and run "
             "the same command again."
         ) from error
 
@@ -62,6 +62,6 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def remove_temporary(directory: Path) -> None:
-    """Delete what killed writers left behind. Only the holder of the run's lock may call this."""
-    for leftover in directory.rglob(f"{_TEMPORARY}*"):
-        leftover.unlink(missing_ok=True)
+    """Delete the temporary files of killed writers. Only the holder of the run's lock may call this."""
+    for path in directory.rglob(f"{_TEMPORARY}*"):
+        path.unlink(missing_ok=True)

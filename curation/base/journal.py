@@ -1,4 +1,4 @@
-"""Intermediate results on disk, so that a killed computation continues where it was."""
+"""Intermediate results on disk, from which a killed computation continues."""
 
 import io
 import time
@@ -11,9 +11,9 @@ from curation.base.files import write_atomic
 
 
 class Journal:
-    """Arrays saved under names: worker 0 writes, every worker reads the same.
+    """Arrays saved under names: worker 0 writes them, and all workers load the same ones.
 
-    Without a directory nothing is saved and nothing is found. Writing more often than every `seconds` would cost more than
+    Without a directory nothing is saved and nothing is loaded. Writing more often than every `seconds` would cost more than
     it saves, so a `save` sooner than that after the last one does nothing.
     """
 
@@ -24,11 +24,11 @@ class Journal:
         self._last = time.monotonic()
 
     def inner(self, name: str) -> "Journal":
-        """A journal of its own for one part of the work."""
+        """A separate journal for one part of the work, in the subdirectory `name`."""
         return Journal(self._directory and self._directory / name, self._workers, self._seconds)
 
     def save(self, name: str, **arrays: np.ndarray) -> None:
-        """Keep `arrays` under `name`, in place of what was there, if it is time."""
+        """Save `arrays` under `name`, in place of earlier ones, if the last save is long enough ago."""
         due = time.monotonic() - self._last >= self._seconds
         if due and self._directory is not None and self._workers.rank == 0:
             self._last = time.monotonic()
@@ -37,16 +37,16 @@ class Journal:
             write_atomic(self._directory / f"{name}.npz", content.getvalue())
 
     def load(self, name: str) -> dict[str, np.ndarray] | None:
-        """What was saved under `name`, or None. Every worker must ask."""
+        """The arrays last saved under `name`, or None. All workers must call it together."""
         if self._directory is None:
             return None
         path = self._directory / f"{name}.npz"
-        content = b""
-        if self._workers.rank == 0 and path.exists():
-            content = path.read_bytes()
-        # Only one worker reads: another could see a newer state, or none yet.
-        content = self._workers.gather(np.frombuffer(content, dtype=np.uint8))[0].tobytes()
-        if not content:
+        # Only worker 0 reads: another could find a newer file, or none yet.
+        content = None
+        if self._workers.rank == 0:
+            content = np.frombuffer(path.read_bytes() if path.exists() else b"", dtype=np.uint8)
+        content = self._workers.broadcast(content, 0)
+        if len(content) == 0:
             return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(content.tobytes()), allow_pickle=False) as arrays:
             return dict(arrays)

@@ -1,7 +1,8 @@
-"""Randomness as a pure function of what it is for.
+"""Random numbers as a pure function of a key and a counter.
 
 Every draw is keyed on (seed, stage, round, …) and counted by row, epoch or step, so it is the same on any number of
-workers, after any restart, and in any order of work. There is no global state.
+workers, after any restart, and in any order of work. There is no global state. All functions take the 64-bit random key
+`rng_key`, made by `key`.
 
 Philox4x32-10: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 """
@@ -17,20 +18,20 @@ _HALF = np.uint64(32)
 
 
 def key(*parts: int | str) -> int:
-    """A 64-bit key for one purpose, for example `key(seed, "views", epoch)`."""
+    """A 64-bit random key for one purpose, for example `key(seed, "views", epoch)`."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def generator(stream: int) -> np.random.Generator:
-    """A numpy generator for draws made in one place, one after another."""
-    return np.random.Generator(np.random.Philox(key=stream))
+def generator(rng_key: int) -> np.random.Generator:
+    """A numpy generator, for draws that one place makes one after another."""
+    return np.random.Generator(np.random.Philox(key=rng_key))
 
 
-def philox(stream: int, counters: np.ndarray) -> np.ndarray:
-    """Ten rounds of Philox4x32 over `counters` (N, 4) uint32; returns (N, 4) uint32."""
+def philox(rng_key: int, counters: np.ndarray) -> np.ndarray:
+    """Apply ten rounds of Philox4x32 to `counters` (N, 4) uint32; returns (N, 4) uint32."""
     words = [counters[:, i].astype(np.uint64) for i in range(4)]
-    keys = [stream & 0xFFFFFFFF, stream >> 32]
+    keys = [rng_key & 0xFFFFFFFF, rng_key >> 32]
     for _ in range(10):
         first, second = words[0] * _MULTIPLIER[0], words[2] * _MULTIPLIER[1]
         words = [
@@ -43,41 +44,41 @@ def philox(stream: int, counters: np.ndarray) -> np.ndarray:
     return np.stack(words, axis=1).astype(np.uint32)
 
 
-def bits(stream: int, rows: np.ndarray, num: int) -> np.ndarray:
-    """`num` random 32-bit words for each of `rows` (N,) int64; returns (N, num) uint32."""
+def bits(rng_key: int, rows: np.ndarray, num: int) -> np.ndarray:
+    """(N, num) uint32: `num` random words for each of `rows` (N,) int64."""
     rows = np.ascontiguousarray(rows, dtype=np.int64).astype(np.uint64)
     counters = np.zeros((len(rows), -(-num // 4), 4), dtype=np.uint32)
     counters[:, :, 0] = (rows & _LOW)[:, None]
     counters[:, :, 1] = (rows >> _HALF)[:, None]
     counters[:, :, 2] = np.arange(counters.shape[1])
-    return philox(stream, counters.reshape(-1, 4)).reshape(len(rows), -1)[:, :num]
+    return philox(rng_key, counters.reshape(-1, 4)).reshape(len(rows), -1)[:, :num]
 
 
-def uniform(stream: int, rows: np.ndarray, num: int = 1) -> np.ndarray:
-    """`num` numbers in [0, 1) for each of `rows` (N,) int64; returns (N, num) float64 with 32 random bits each."""
-    return bits(stream, rows, num) * 2.0**-32
+def uniform(rng_key: int, rows: np.ndarray, num: int = 1) -> np.ndarray:
+    """(N, num) float64: `num` numbers in [0, 1) for each of `rows` (N,) int64, with 32 random bits each."""
+    return bits(rng_key, rows, num) * 2.0**-32
 
 
-def tickets(stream: int, first: int, num: int) -> np.ndarray:
-    """(num,) uint32: one random word for each of the rows `first`, `first` + 1, …; far cheaper than `bits` for many rows."""
+def tickets(rng_key: int, first: int, num: int) -> np.ndarray:
+    """(num,) uint32: a random word for each of the rows `first`, `first` + 1, …; far cheaper than `bits` for many rows."""
     # A block of the generator is eight words; those of rows before `first` are drawn and dropped.
     skipped = first % 8
-    numbers = np.random.Generator(np.random.Philox(key=stream, counter=first // 8))
+    numbers = np.random.Generator(np.random.Philox(key=rng_key, counter=first // 8))
     return numbers.integers(0, 2**32, skipped + num, dtype=np.uint32)[skipped:]
 
 
-def order(stream: int, rows: np.ndarray) -> np.ndarray:
-    """(N,) uint64 sort keys: sorting rows by them shuffles the rows, and a subset keeps its relative order."""
-    words = bits(stream, rows, 2).astype(np.uint64)
+def order(rng_key: int, rows: np.ndarray) -> np.ndarray:
+    """(N,) uint64: keys that shuffle `rows` (N,) when they are sorted by them; a subset keeps its relative order."""
+    words = bits(rng_key, rows, 2).astype(np.uint64)
     return words[:, 0] << _HALF | words[:, 1]
 
 
-def permute(stream: int, positions: np.ndarray, size: int) -> np.ndarray:
-    """Where a random permutation of range(`size`) puts `positions` (N,) int64; returns (N,) int64.
+def permute(rng_key: int, positions: np.ndarray, size: int) -> np.ndarray:
+    """(N,) int64: images of `positions` (N,) under a random permutation of range(`size`).
 
-    Any position is computed on its own in O(1) memory, so an epoch's order needs no table and resuming costs nothing.
-    A balanced Feistel network over the next power of four, walked until the value falls inside (Black and Rogaway,
-    "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
+    Each position is computed on its own in O(1) memory, so an epoch's order needs no table and resuming costs nothing.
+    The permutation is a balanced Feistel network over the next power of four, applied again until the value lies in the range
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Raises ValueError for positions outside it.
     """
     positions = np.asarray(positions, dtype=np.int64)
     if len(positions) and (positions.min() < 0 or positions.max() >= size):
@@ -89,15 +90,18 @@ def permute(stream: int, positions: np.ndarray, size: int) -> np.ndarray:
     while len(outside):
         left, right = values[outside] >> shift, values[outside] & mask
         for step in range(6):
-            mixed = bits(stream ^ (step << 56), right.astype(np.int64), 1)[:, 0].astype(np.uint64)
+            mixed = bits(rng_key ^ (step << 56), right.astype(np.int64), 1)[:, 0].astype(np.uint64)
             left, right = right, left ^ (mixed & mask)
         values[outside] = left << shift | right
         outside = outside[values[outside] >= size]
     return values.astype(np.int64)
 
 
-def permute_each(stream: int, which: np.ndarray, positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """As `permute`, each position (N,) within a permutation of its own: the one named `which` (N,), of range(`sizes` (N,))."""
+def permute_each(rng_key: int, which: np.ndarray, positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(N,) int64: images of `positions` (N,), each under its own permutation: number `which` (N,), of range(`sizes` (N,)).
+
+    Otherwise like `permute`.
+    """
     which, positions, sizes = (np.asarray(x, dtype=np.int64).astype(np.uint64) for x in (which, positions, sizes))
     if (positions >= sizes).any():
         raise ValueError("each position must be at least 0 and below its size")
@@ -110,7 +114,7 @@ def permute_each(stream: int, which: np.ndarray, positions: np.ndarray, sizes: n
         left, right = values[outside] >> shift, values[outside] & mask
         for step in range(6):
             counters = np.stack([right, np.full_like(right, step), name & _LOW, name >> _HALF], axis=1).astype(np.uint32)
-            left, right = right, left ^ (philox(stream, counters)[:, 0].astype(np.uint64) & mask)
+            left, right = right, left ^ (philox(rng_key, counters)[:, 0].astype(np.uint64) & mask)
         values[outside] = left << shift | right
         outside = outside[values[outside] >= sizes[outside]]
     return values.astype(np.int64)

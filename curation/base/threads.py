@@ -1,4 +1,4 @@
-"""How many threads an operation is worth."""
+"""Control of the number of threads that torch uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch uses one thread for every operation: for small ones, and many.
+    """Make torch run every operation in the block on one thread: for many small operations.
 
     Threads that share an operation wait for one another at its end. Where cores are shared with other processes, small
-    operations then take a hundred times longer than alone.
+    operations then take a hundred times longer than on one thread.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

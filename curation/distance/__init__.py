@@ -1,1 +1,1 @@
-"""Nearest centroids: the products, the kernels, and the check that makes labels exact."""
+"""Nearest centroids: products, GPU kernels, and the check that makes labels exact."""

@@ -1,14 +1,14 @@
-"""Scores by faiss: its exact index on the CPU, or spread over all GPUs of the machine by its own means."""
+"""Scores computed by faiss: its exact index, on the CPU or spread over all GPUs of the machine."""
 
 import torch
 from torch import Tensor
 
 from curation.base.errors import ConfigError
-from curation.distance.nearest import Coarse, FullProducts
+from curation.distance.products import Coarse, FullProducts
 
 
 class FaissProducts(FullProducts):
-    """The two nearest by faiss, and by torch the few that must be compared exactly."""
+    """The two nearest centroids found by faiss, and candidates for an exact comparison found by torch."""
 
     def __init__(self, centroids: Tensor, origin: Tensor) -> None:
         super().__init__(centroids, origin)
@@ -26,10 +26,10 @@ class FaissProducts(FullProducts):
 
     def nearest(self, rows: Tensor) -> Coarse:
         centred = rows.float() - self._origin
-        found, number = self._index.search(centred.cpu().numpy(), min(2, len(self._centroids)))
-        squared, label = torch.from_numpy(found).to(rows.device), torch.from_numpy(number).to(rows.device)
+        squared_by_faiss, indices = self._index.search(centred.cpu().numpy(), min(2, len(self._centroids)))
+        squared, label = (torch.from_numpy(array).to(rows.device) for array in (squared_by_faiss, indices))
         length = torch.linalg.vector_norm(centred, dim=1)
-        # faiss adds |x|², which rounds once more; without it these are the scores that candidates are found by.
+        # faiss adds |x|², which rounds once more; without it these are the scores that `candidates` compares with its limit.
         scores = squared - (length * length)[:, None]
         second = scores[:, 1] if scores.shape[1] > 1 else torch.full_like(scores[:, 0], torch.inf)
         error = (length + self._farthest).square() * (2 * self._unit)

@@ -1,66 +1,40 @@
-"""Nearest centroids: the product that clustering spends its time on, and the check that makes its labels exact.
+"""Nearest centroids: the matrix product that clustering spends its time on, and the check that makes its labels exact.
 
-Expanding |x - c|² to |x|² - 2 x·c + |c|² turns distances into one matrix product, taken in the fastest arithmetic of the
-device. It rounds, but by no more than a known bound. Where the two nearest centroids of a row are closer to one another than
-that, the few that may be nearest are compared in float64. So labels are those of float64, whatever the product was taken in.
+Expanding |x - c|² to |x|² - 2 x·c + |c|² turns distances into one matrix product, computed in the fastest arithmetic of the
+device. The product rounds, by no more than a known bound. Where the distances to the two nearest centroids of a row differ by
+less than that, all centroids that may be nearest are compared in float64. So labels equal those of float64 arithmetic,
+whatever arithmetic the product used.
 """
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from curation.base.threads import one_thread
+from curation.distance.products import FullProducts, Products
 
-_SCORES = 2**20
-"""Scores held at once: so few that they stay in the cache between the product and the search for the smallest."""
 _PAIRS = 2**22
 """Numbers of rows and centroids held at once when they are compared in float64."""
 
+Engine = Literal["torch", "faiss"]
+"""The library that computes products."""
+
 
 class Nearest(NamedTuple):
-    """For each of B rows."""
+    """The nearest centroid of each of B rows."""
 
     label: Tensor
-    """(B,) int64: the nearest centroid, the smaller index on a tie."""
+    """(B,) int64: index of the nearest centroid, the smaller index on a tie."""
     margin: Tensor
-    """(B,) float32: how much greater the squared distance to the second nearest is; infinite for a single centroid."""
-
-
-class Coarse(NamedTuple):
-    """What a product that rounds says of B rows."""
-
-    label: Tensor
-    """(B,) int64."""
-    best: Tensor
-    """(B,) float32: the score of that centroid, its squared distance up to something that is the same for all centroids."""
-    second: Tensor
-    """(B,) float32: the score of the runner-up."""
-    error: Tensor
-    """(B,) float32: what rounding changes any score of the row by at the most."""
-
-
-class Products(Protocol):
-    """A way to compute scores, the seam between exact labels and the arithmetic of a device."""
-
-    block_rows: int
-    """How many rows to pass at once."""
-
-    def nearest(self, rows: Tensor) -> Coarse: ...
-
-    def candidates(self, rows: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-        """Which centroids have scores up to `limit` (B,): places in `rows` (P,) and centroids (P,), int64."""
-        ...
-
-
-Engine = Literal["torch", "faiss"]
+    """(B,) float32: squared distance to the second nearest less that to the nearest; infinite for a single centroid."""
 
 
 class NearestCentroid:
-    """Finds the nearest of `centroids` (K, D) float32 for rows (B, D) of any floating type on the same device.
+    """A search for the nearest of `centroids` (K, D) float32, for rows (B, D) of any floating type on the same device.
 
-    Products are taken about `origin` (D,), which should lie amid the rows so that little cancels, by torch and our kernels or
-    by faiss; labels are the same.
+    Products are computed about `origin` (D,), which should lie in the middle of the rows so that little cancels. The `engine`,
+    torch with our Triton kernels or faiss, does not change the labels.
     """
 
     def __init__(self, centroids: Tensor, origin: Tensor | None = None, *, engine: Engine = "torch") -> None:
@@ -68,7 +42,7 @@ class NearestCentroid:
         origin = torch.zeros_like(centroids[0]) if origin is None else origin
         self._products = _products(centroids, origin, engine)
         self.block_rows = self._products.block_rows
-        """How many rows to pass at once."""
+        """Number of rows to pass at once."""
 
     def __call__(self, rows: Tensor) -> Nearest:
         coarse = self._products.nearest(rows)
@@ -81,7 +55,7 @@ class NearestCentroid:
         return Nearest(label, margin)
 
     def _compare(self, rows: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-        """Label and margin of `rows` (U, D) by the float64 distances of the centroids whose scores are within `limit` (U,)."""
+        """Label and margin of `rows` (U, D) by float64 distances to the centroids whose scores are within `limit` (U,)."""
         row, centroid = self._products.candidates(rows, limit)
         squared = torch.cat(
             [
@@ -109,61 +83,14 @@ def _products(centroids: Tensor, origin: Tensor, engine: Engine) -> Products:
     return FullProducts(centroids, origin)
 
 
-class FullProducts:
-    """Scores in float32, by torch; on any device."""
-
-    def __init__(self, centroids: Tensor, origin: Tensor) -> None:
-        self._origin = origin
-        self._centroids = centroids - origin
-        self._norms = (self._centroids * self._centroids).sum(1)
-        self._doubled = -2 * self._centroids
-        # A sum of D products rounds by at most D units of each product's magnitude (Higham, "Accuracy and Stability of
-        # Numerical Algorithms", 2002, section 3.1), the centring of rows and centroids and the final sum by four more.
-        self._unit = (centroids.shape[1] + 4) * 2.0**-24
-        self._farthest = float(self._norms.max().sqrt())
-        self.block_rows = min(4096, max(256, _SCORES // len(centroids)))
-
-    def nearest(self, rows: Tensor) -> Coarse:
-        centred = rows.float() - self._origin
-        scores = self._scores(centred)
-        # numpy's search for the smallest uses the processor's vectors, torch's does not.
-        label = scores.argmin(1) if scores.is_cuda else torch.from_numpy(scores.numpy().argmin(1))
-        best = scores.gather(1, label[:, None])[:, 0]
-        scores.scatter_(1, label[:, None], torch.inf)
-        error = (2 * torch.linalg.vector_norm(centred, dim=1) + self._farthest) * (self._unit * self._farthest)
-        return Coarse(label, best, scores.amin(1), error)
-
-    def candidates(self, rows: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-        found = []
-        for start in range(0, len(rows), self.block_rows):
-            near = self._scores(rows[start : start + self.block_rows].float() - self._origin)
-            row, centroid = (near <= limit[start : start + self.block_rows, None]).nonzero(as_tuple=True)
-            found.append((row + start, centroid))
-        row, centroid = (torch.cat(column) for column in zip(*found, strict=True))
-        return row, centroid
-
-    def squared(self, rows: Tensor) -> Tensor:
-        """The squared distance to every centroid: (B, K) float32, as far as it rounds."""
-        centred = rows.float() - self._origin
-        return (self._scores(centred) + (centred * centred).sum(1, keepdim=True)).clamp_(min=0)
-
-    def _scores(self, centred: Tensor) -> Tensor:
-        """|c|² - 2 x·c: (B, K)."""
-        if centred.is_cuda or not torch.backends.mkldnn.is_available():
-            return torch.addmm(self._norms, centred, self._doubled.T)
-        # oneDNN's product: on AMD processors two to three times as fast as MKL's, which addmm uses, and never slower. Torch
-        # offers it for compiled code; as a convolution one pixel wide it can be had too, but not from a single thread.
-        return torch.ops.mkldnn._linear_pointwise(centred, self._doubled, self._norms, "none", [], "")
-
-
 def squared_distance(rows: Tensor, centroids: Tensor, label: Tensor) -> Tensor:
-    """(B,) float32: of each of `rows` (B, D) to centroid `label` (B,), from the difference, so that nothing cancels."""
-    away = rows.float() - centroids[label]
-    return torch.linalg.vecdot(away, away)
+    """(B,) float32: squared distance from `rows` (B, D) to centroids `label` (B,), by the difference: nothing cancels."""
+    difference = rows.float() - centroids[label]
+    return torch.linalg.vecdot(difference, difference)
 
 
 def default_device() -> torch.device:
-    """The GPU this process was given, else the CPU."""
+    """The current GPU of this process, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,1 +1,1 @@
-"""Where embeddings come from, block by block, never all in memory."""
+"""Sources of embeddings that are read block by block, never all in memory."""

@@ -1,4 +1,4 @@
-"""Embeddings in files of anyone's: .npy, Arrow IPC or Parquet, one file or a directory of them, never all in memory."""
+"""Embeddings in files: .npy, Arrow IPC or Parquet, one file or a directory of them, never all in memory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,31 +9,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.base.errors import DataError
-from curation.embeddings.source import Block, part
+from curation.embeddings.source import Block, share_of
 
 SUFFIXES = (".npy", ".arrow", ".feather", ".parquet")
 _EMBEDDING, _ROW_ID = "embedding", "row_id"
 _BLOCK_ROWS = 16384
 
-Chosen = np.ndarray | slice
+Index = np.ndarray | slice
 
 
 class _Piece(Protocol):
-    """So many rows as are read at once."""
+    """Consecutive rows of a file that are read at once."""
 
     num_rows: int
 
-    def rows(self, chosen: Chosen) -> np.ndarray: ...
+    def rows(self, index: Index) -> np.ndarray:
+        """(M, D): the rows at positions `index` within the piece."""
+        ...
 
-    def ids(self) -> np.ndarray | None: ...
+    def ids(self) -> np.ndarray | None:
+        """(num_rows,) int64: their row ids; None if the file has none."""
+        ...
 
 
 class EmbeddingFiles:
     """The rows of several files, one after another, as a `curation.embeddings.source.SharedSource`.
 
-    Arrow and Parquet files have a column `embedding` of lists of equal length and may have one `row_id`; without it rows
-    are numbered from 0. Arrow and .npy files are memory-mapped; of Parquet a row group is read at a time. With `normalize`
-    rows are scaled to unit length, in the type they have.
+    Arrow and Parquet files have a column `embedding` of lists of equal length and may have a column `row_id`; without it rows
+    are numbered from 0. Arrow and .npy files are memory-mapped; Parquet files are read by row group. With `normalize` rows are
+    scaled to unit length, in the type of the file.
     """
 
     def __init__(self, pieces: Sequence[_Piece], dim: int, *, normalize: bool = False) -> None:
@@ -45,41 +49,42 @@ class EmbeddingFiles:
 
     @classmethod
     def open(cls, paths: Path | Sequence[Path], *, normalize: bool = False) -> "EmbeddingFiles":
-        """Files, and those of directories by name. Raises DataError for what cannot be read as embeddings."""
-        listed: list[Path] = []
+        """Open files, and all files of directories in the order of their names.
+
+        Raises DataError if there are none, if one cannot be read as embeddings, or if their dimensions differ.
+        """
+        files: list[Path] = []
         for path in [paths] if isinstance(paths, Path) else paths:
-            inside = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
-            listed += inside
-        if not listed:
+            files += sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
+        if not files:
             raise DataError(f"There are no embeddings in {paths}. Expected files ending in {', '.join(SUFFIXES)}.")
         pieces: list[_Piece] = []
         dims: dict[int, Path] = {}
-        for path in listed:
+        for path in files:
             try:
-                found, dim = _pieces_of(path)
+                file_pieces, dim = _pieces_of(path)
             except (OSError, ValueError, KeyError, pa.ArrowException) as error:
                 raise DataError(
                     f"{path} cannot be read as embeddings: {error}. Expected a .npy array of two axes, or an Arrow or Parquet "
                     f"file with a column {_EMBEDDING!r} of lists of equal length."
                 ) from error
-            pieces += found
+            pieces += file_pieces
             dims[dim] = path
         if len(dims) > 1:
-            what = ", ".join(f"{dim} in {path.name}" for dim, path in dims.items())
-            raise DataError(f"Embeddings differ in their number of dimensions: {what}. Keep those of one encoder together.")
+            counts = ", ".join(f"{dim} in {path.name}" for dim, path in dims.items())
+            raise DataError(f"Embeddings differ in their number of dimensions: {counts}. Give files of one encoder only.")
         return cls(pieces, next(iter(dims)), normalize=normalize)
 
     def share(self, worker: int, num_workers: int) -> "EmbeddingFiles":
-        mine = part(len(self._pieces), worker, num_workers)
-        return EmbeddingFiles(self._pieces[mine.start : mine.stop], self.dim, normalize=self._normalize)
+        pieces = share_of(len(self._pieces), worker, num_workers)
+        return EmbeddingFiles(self._pieces[pieces.start : pieces.stop], self.dim, normalize=self._normalize)
 
     def row_ids(self) -> np.ndarray:
-        """(N,) int64."""
-        found = [piece.ids() for piece in self._pieces]
-        known = [ids for ids in found if ids is not None]
-        if len(known) < len(found):
+        """(N,) int64: the row ids of all rows; 0 to N - 1 unless all files have them."""
+        pieces = [ids for piece in self._pieces if (ids := piece.ids()) is not None]
+        if len(pieces) < len(self._pieces):
             return np.arange(self.num_rows)
-        return np.concatenate([np.empty(0, np.int64), *known])
+        return np.concatenate([np.empty(0, np.int64), *pieces])
 
     def blocks(self) -> Iterator[Block]:
         for piece, end in zip(self._pieces, self._ends, strict=True):
@@ -89,13 +94,14 @@ class EmbeddingFiles:
         owner = np.searchsorted(self._ends, rows, side="right")
         order = np.argsort(owner, kind="stable")
         out: np.ndarray | None = None
-        for here in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
-            if len(here) == 0:
+        for positions in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+            if len(positions) == 0:
                 continue
-            piece = self._pieces[owner[here[0]]]
-            found = self._scaled(piece.rows(rows[here] - (self._ends[owner[here[0]]] - piece.num_rows)))
-            out = np.empty((len(rows), self.dim), dtype=found.dtype) if out is None else out
-            out[here] = found
+            number = owner[positions[0]]
+            piece = self._pieces[number]
+            values = self._scaled(piece.rows(rows[positions] - (self._ends[number] - piece.num_rows)))
+            out = np.empty((len(rows), self.dim), dtype=values.dtype) if out is None else out
+            out[positions] = values
         return np.empty((0, self.dim), dtype=np.float32) if out is None else out
 
     def _scaled(self, rows: np.ndarray) -> np.ndarray:
@@ -107,7 +113,7 @@ class EmbeddingFiles:
 
 
 def _pieces_of(path: Path) -> tuple[list[_Piece], int]:
-    """What a file is read in, and the number of dimensions."""
+    """The pieces that a file is read in, and its number of dimensions."""
     if path.suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.ndim != 2 or array.dtype.kind != "f":
@@ -124,37 +130,43 @@ def _pieces_of(path: Path) -> tuple[list[_Piece], int]:
 
 
 class _ArrayPiece:
+    """Rows of a memory-mapped .npy file."""
+
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
         self.num_rows = len(array)
 
-    def rows(self, chosen: Chosen) -> np.ndarray:
-        return self._array[chosen]
+    def rows(self, index: Index) -> np.ndarray:
+        return self._array[index]
 
     def ids(self) -> None:
         return None
 
 
 class _BatchPiece:
+    """A record batch of a memory-mapped Arrow file."""
+
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._batch = batch
         self.num_rows = batch.num_rows
 
-    def rows(self, chosen: Chosen) -> np.ndarray:
-        return _matrix(self._batch.column(_EMBEDDING))[chosen]
+    def rows(self, index: Index) -> np.ndarray:
+        return _matrix(self._batch.column(_EMBEDDING))[index]
 
     def ids(self) -> np.ndarray | None:
         return self._batch.column(_ROW_ID).to_numpy() if _ROW_ID in self._batch.schema.names else None
 
 
 class _GroupPiece:
+    """A row group of a Parquet file."""
+
     def __init__(self, path: Path, group: int, num_rows: int) -> None:
         self._path, self._group = path, group
         self.num_rows = num_rows
 
-    def rows(self, chosen: Chosen) -> np.ndarray:
+    def rows(self, index: Index) -> np.ndarray:
         table = pq.ParquetFile(self._path).read_row_group(self._group, [_EMBEDDING])
-        return _matrix(table.column(_EMBEDDING).combine_chunks())[chosen]
+        return _matrix(table.column(_EMBEDDING).combine_chunks())[index]
 
     def ids(self) -> np.ndarray | None:
         file = pq.ParquetFile(self._path)
@@ -164,7 +176,7 @@ class _GroupPiece:
 
 
 def _matrix(column: pa.Array) -> np.ndarray:
-    """A column of lists of equal length as (B, D)."""
+    """(B, D): the rows of a column of lists of equal length."""
     if column.null_count:
         raise ValueError(f"{column.null_count} rows have no embedding")
     values = column.flatten().to_numpy(zero_copy_only=False)

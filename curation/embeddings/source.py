@@ -1,4 +1,4 @@
-"""Where rows come from: the seam through which embeddings reach the numerics without ever being all in memory."""
+"""Embedding sources: the seam through which rows reach the numerics without ever being all in memory."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -24,20 +24,20 @@ class EmbeddingSource(Protocol):
         ...
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The rows at indices `rows` (M,), as (M, D). Held in memory: for samples, not for everything."""
+        """(M, D): the rows at indices `rows` (M,), in memory; for samples, not for all rows."""
         ...
 
 
 class SharedSource(EmbeddingSource, Protocol):
-    """A source that all workers see whole, of which each reads a share."""
+    """A source that every worker can read as a whole, and of which each reads a share."""
 
     def share(self, worker: int, num_workers: int) -> EmbeddingSource:
-        """What one of several workers reads: whole blocks, so that they are cut alike for any number of workers."""
+        """The rows of worker `worker`: whole blocks, which are the same for any number of workers."""
         ...
 
 
 class ArraySource:
-    """Rows of one array, in memory or memory-mapped."""
+    """The rows of one array (N, D), in memory or memory-mapped."""
 
     def __init__(self, array: np.ndarray, *, block_rows: int = 16384) -> None:
         if array.ndim != 2:
@@ -54,15 +54,14 @@ class ArraySource:
         return self._array[rows]
 
     def share(self, worker: int, num_workers: int) -> "ArraySource":
-        starts = range(0, self.num_rows, self._block_rows)
-        mine = part(len(starts), worker, num_workers)
+        blocks = share_of(-(-self.num_rows // self._block_rows), worker, num_workers)
         return ArraySource(
-            self._array[mine.start * self._block_rows : mine.stop * self._block_rows], block_rows=self._block_rows
+            self._array[blocks.start * self._block_rows : blocks.stop * self._block_rows], block_rows=self._block_rows
         )
 
 
 class Subset:
-    """Some rows of another source, given by ascending indices `rows` (M,). Streams with it; copies nothing."""
+    """The rows of another source at ascending indices `rows` (M,); copies nothing and streams as that source does."""
 
     def __init__(self, source: EmbeddingSource, rows: np.ndarray) -> None:
         self._source = source
@@ -81,20 +80,20 @@ class Subset:
 
 
 def groups_of(source: EmbeddingSource, rows: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the rows of each group, (n, D) float32; group g owns `rows[offsets[g]]` to `rows[offsets[g + 1]]` (G + 1,).
+    """Yield the rows of each group, (n, D) float32; group g has the indices `rows[offsets[g]]` to `rows[offsets[g + 1]]`.
 
-    As many groups are read at once as fit in memory, at least one.
+    `offsets` is (G + 1,). As many groups are read at once as fit in memory, at least one.
     """
     batch = offsets[1:] * source.dim // _HELD
     for number in np.unique(batch):
         low, high = np.searchsorted(batch, [number, number + 1])
-        mine = rows[offsets[low] : offsets[high]]
-        order = np.argsort(mine)  # files are read from front to back
-        found = np.empty((len(mine), source.dim), dtype=np.float32)
-        found[order] = source.take(mine[order])
-        yield from np.split(found, offsets[low + 1 : high] - offsets[low])
+        indices = rows[offsets[low] : offsets[high]]
+        order = np.argsort(indices)  # files are read from front to back
+        values = np.empty((len(indices), source.dim), dtype=np.float32)
+        values[order] = source.take(indices[order])
+        yield from np.split(values, offsets[low + 1 : high] - offsets[low])
 
 
-def part(num: int, index: int, num_parts: int) -> range:
-    """The contiguous part of range(`num`) that belongs to one of `num_parts`; parts differ by at most one."""
-    return range(num * index // num_parts, num * (index + 1) // num_parts)
+def share_of(num: int, worker: int, num_workers: int) -> range:
+    """The contiguous share of range(`num`) that belongs to one of `num_workers`; shares differ by at most one in length."""
+    return range(num * worker // num_workers, num * (worker + 1) // num_workers)

@@ -1,1 +1,1 @@
-"""Hierarchical k-means: seeding, Lloyd's iterations, levels of clusters."""
+"""Hierarchical k-means: seeding, Lloyd iterations, levels of clusters."""

@@ -14,14 +14,14 @@ class ClusterConfig(Config):
     operational = frozenset({"workers", "engine"})
 
     levels: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1000, 100), min_length=1)
-    """Clusters per level, finest first. A level is capped at the number of distinct items below it."""
+    """Number of clusters per level, finest first. A level has at most as many clusters as there are distinct items below it."""
     resampling_steps: int = Field(default=10, ge=0)
-    """Refits of each level on equally many rows per cluster; 0 is plain hierarchical k-means."""
+    """Number of times each level is refitted on equally many items per cluster; 0 is plain hierarchical k-means."""
     splits: int = Field(default=1, ge=1)
-    """Make the finest level by clustering to so many times fewer and splitting each cluster into that many: for millions of
-    clusters. Resampling is then of the clusters before they are split."""
+    """Make the finest level by clustering into that many times fewer clusters and splitting each into that many parts: for
+    millions of clusters. Resampling then refits the clusters before they are split."""
     max_iterations: int = Field(default=50, ge=1)
-    """Lloyd iterations of one k-means at the most."""
+    """Maximum number of Lloyd iterations of one k-means."""
     tolerance: float = Field(default=1e-3, ge=0)
     """k-means stops when moving the centroids would lower the inertia by less than this share of it."""
     normalize: bool = True
@@ -29,15 +29,15 @@ class ClusterConfig(Config):
     spherical: bool = False
     """Keep centroids at unit length too: k-means by cosine. Needs `normalize`."""
     workers: int = Field(default=1, ge=1)
-    """Processes that share the rows; the result does not depend on it."""
+    """Number of processes that share the rows; the result does not depend on it."""
     engine: Literal["torch", "faiss"] = "torch"
-    """What finds nearest centroids: torch and our own kernels, or faiss on the CPU or all GPUs of the machine. The result does
-    not depend on it."""
+    """Library that finds nearest centroids: torch with our own GPU kernels, or faiss on the CPU or on all GPUs of the machine.
+    The result does not depend on it."""
 
     @model_validator(mode="after")
     def _spherical_is_normalized(self) -> "ClusterConfig":
         if self.spherical and not self.normalize:
-            raise ValueError("spherical needs normalize=true: cosine compares directions only")
+            raise ValueError("spherical=true needs normalize=true: cosine similarity compares directions only")
         return self
 
     @model_validator(mode="after")

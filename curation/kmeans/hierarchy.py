@@ -5,154 +5,171 @@ puts centroids where rows are dense. Clustering the centroids again, and refitti
 from every cluster (resampling), moves them towards an even cover of the space the rows occupy.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from curation.base import rng
 from curation.base.collectives import Alone, Collectives, place_among
-from curation.base.errors import ConfigError
 from curation.base.journal import Journal
-from curation.distance.nearest import Engine, default_device
 from curation.embeddings.source import ArraySource, EmbeddingSource, SharedSource, Subset
-from curation.kmeans.levels import HierarchyProgress, Level
-from curation.kmeans.lloyd import Fit, KMeansResult, Progress, kmeans_steps
+from curation.kmeans.config import ClusterConfig
+from curation.kmeans.levels import ClusterHierarchy, HierarchyProgress, Level, LevelShare
+from curation.kmeans.lloyd import KMeans, KMeansOptions, KMeansResult
 from curation.kmeans.splits import split_clusters
 
 
 def hierarchical_kmeans(
     source: SharedSource,
-    num_clusters: Sequence[int],
+    config: ClusterConfig,
     *,
-    stream: int,
-    resampling_steps: int = 10,
-    splits: int = 1,
-    max_iterations: int = 50,
-    tolerance: float = 1e-3,
-    spherical: bool = False,
+    rng_key: int,
     done: Sequence[Level] = (),
     collectives: Collectives | None = None,
     journal: Journal | None = None,
-    engine: Engine = "torch",
-) -> Iterator["HierarchyProgress | Level"]:
-    """Yield one level after another, finest first, for `num_clusters`, which must descend, and the progress in between.
+) -> Iterator[HierarchyProgress | LevelShare]:
+    """Yield this worker's share of one level after another, finest first, and the progress in between.
 
-    `source` is the whole of the rows on every worker, which reads its share of it; a level's assignment and distances are
-    those of this worker's share of the items below. A level with fewer distinct items than asked gets as many clusters as
-    there are, and a level that would not shrink the one below is left out, so there may be fewer levels than asked. With
-    `splits` level 1 is made by k-means to so many times fewer clusters, each of which is then split into that many. `done`
-    are the levels an earlier call yielded; only those that follow are made.
+    `source` is the whole of the rows on every worker, already normalised if `config` says so; each worker reads its share.
+    A level with fewer distinct items than clusters asked for gets as many clusters as there are distinct items, and a level
+    that would not have fewer clusters than the one below is left out, so there may be fewer levels than asked for. `done` are
+    the levels that an earlier call made; only those that follow are made. `rng_key` is the random key (`rng.key`).
+
+    Raises DataError for an empty source and for NaN or infinite rows.
     """
-    if any(upper >= lower for lower, upper in pairwise(num_clusters)):
-        raise ConfigError(f"Levels must descend, each coarser than the one below; found {list(num_clusters)}.")
     workers, journal = collectives or Alone(), journal or Journal()
-    levels = list(done)
-    made = 0
-    for depth, num in enumerate(num_clusters, start=1):
-        if made and num >= levels[made - 1].num_clusters:
+    options = KMeansOptions(
+        max_iterations=config.max_iterations, tolerance=config.tolerance, spherical=config.spherical, engine=config.engine
+    )
+    below: Level | LevelShare | None = None
+    num_levels = 0
+    for depth, num_clusters in enumerate(config.levels, start=1):
+        if below is not None and num_clusters >= below.num_clusters:
             continue
-        made += 1
-        if made <= len(done):
+        num_levels += 1
+        if num_levels <= len(done):
+            below = done[num_levels - 1]
             continue
-        items = (ArraySource(levels[-1].centroids) if levels else source).share(workers.rank, workers.size)
-        parts = splits if depth == 1 else 1
-        result = yield from _resampled_kmeans(
+        items = (source if below is None else ArraySource(below.centroids)).share(workers.rank, workers.size)
+        splits = config.splits if depth == 1 else 1
+        level = _ResampledKMeans(
             items,
-            max(1, num // parts),
-            stream=rng.key(stream, "level", depth),
-            resampling_steps=resampling_steps,
-            options={
-                "max_iterations": max_iterations,
-                "tolerance": tolerance,
-                "spherical": spherical,
-                "collectives": workers,
-                "engine": engine,
-            },
+            max(1, num_clusters // splits),
+            depth=depth,
+            rng_key=rng.key(rng_key, "level", depth),
+            resampling_steps=config.resampling_steps,
+            options=options,
             workers=workers,
             journal=journal.inner(f"level-{depth}"),
-            depth=depth,
         )
-        if parts > 1:
+        yield from level.passes()
+        result = level.result
+        if splits > 1:
             result = split_clusters(
                 source,
                 items,
                 result,
-                parts,
-                stream=rng.key(stream, "splits"),
-                spherical=spherical,
+                splits,
+                rng_key=rng.key(rng_key, "splits"),
+                spherical=config.spherical,
                 workers=workers,
                 journal=journal.inner("splits"),
-                device=default_device(),
             )
         sizes = result.sizes
-        if levels:
+        if below is not None:
             first, _ = place_among(workers, items.num_rows)
-            below = levels[-1].sizes[first : first + items.num_rows]
-            mine = np.bincount(result.assignment, weights=below, minlength=len(result.centroids))
-            sizes = workers.sum(mine.astype(np.int64))
-        levels.append(
-            Level(
-                centroids=result.centroids,
-                assignment=result.assignment,
-                squared_distance=result.squared_distance,
-                sizes=sizes,
-            )
+            item_sizes = below.sizes[first : first + items.num_rows]
+            local_sizes = np.bincount(result.local_assignment, weights=item_sizes, minlength=len(result.centroids))
+            sizes = workers.sum(local_sizes.astype(np.int64))
+        below = LevelShare(
+            centroids=result.centroids,
+            local_assignment=result.local_assignment,
+            local_squared_distance=result.local_squared_distance,
+            sizes=sizes,
         )
-        yield levels[-1]
+        yield below
 
 
-def _resampled_kmeans(
-    items: EmbeddingSource,
-    num_clusters: int,
-    *,
-    stream: int,
-    resampling_steps: int,
-    options: dict[str, Any],
-    workers: Collectives,
-    journal: Journal,
-    depth: int,
-) -> Generator[HierarchyProgress, None, KMeansResult]:
-    """k-means, then `resampling_steps` times: refit on the closest items of every cluster and assign all items anew."""
-
-    def fit(rows: EmbeddingSource, step: int) -> Generator[HierarchyProgress, None, Fit]:
-        steps = kmeans_steps(rows, num_clusters, stream=rng.key(stream, step), journal=journal.inner(f"step-{step}"), **options)
-        return (yield from _inside(depth, step, steps))
-
-    def assign(centroids: np.ndarray, step: int) -> Generator[HierarchyProgress, None, KMeansResult]:
-        only = {**options, "max_iterations": 0}
-        steps = kmeans_steps(items, num_clusters, stream=stream, initial=centroids, **only)
-        return (yield from _inside(depth, step, steps)).result()
-
-    if saved := journal.load("resampling"):
-        done = int(saved["step"])
-        whole = yield from assign(saved["centroids"], done)
-    else:
-        done = 0
-        whole = (yield from fit(items, 0)).result()
-    for step in range(done + 1, resampling_steps + 1):
-        mean_size = whole.sizes.sum() / len(whole.sizes)
-        if mean_size < 2:
-            break  # one item a cluster would only repeat the centroids
-        # About half the mean cluster size, as the authors advise. All rows, weighted so that clusters count alike, would even
-        # out two-dimensional toys further, but classes in learned embeddings less: single far rows then count as clusters do.
-        kept = closest_items(whole, max(2, round(mean_size / 2)), workers)
-        fitted = yield from fit(Subset(items, kept), step)
-        whole = yield from assign(fitted.centroids, step)
-        journal.save("resampling", step=np.array(step), centroids=whole.centroids)
-    return whole
+def build_hierarchy(source: SharedSource, config: ClusterConfig, *, rng_key: int) -> ClusterHierarchy:
+    """The whole hierarchy, made by one worker in memory; arguments and errors are those of `hierarchical_kmeans`."""
+    events = hierarchical_kmeans(source, config, rng_key=rng_key)
+    return ClusterHierarchy(tuple(event.whole() for event in events if isinstance(event, LevelShare)))
 
 
-def _inside(depth: int, step: int, steps: Generator[Progress, None, Fit]) -> Generator[HierarchyProgress, None, Fit]:
-    """The same, with every report saying where it comes from."""
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            found: Fit = end.value
-            return found
-        yield HierarchyProgress(depth, step, progress.iteration, progress.inertia)
+class _ResampledKMeans:
+    """The k-means of one level: a first one, then in each resampling step a refit on the closest items of every cluster."""
+
+    result: KMeansResult
+    """The clusters of all items; set when `passes` has ended."""
+
+    def __init__(
+        self,
+        items: EmbeddingSource,
+        num_clusters: int,
+        *,
+        depth: int,
+        rng_key: int,
+        resampling_steps: int,
+        options: KMeansOptions,
+        workers: Collectives,
+        journal: Journal,
+    ) -> None:
+        self._items, self._num_clusters = items, num_clusters
+        self._depth, self._rng_key = depth, rng_key
+        self._resampling_steps, self._options = resampling_steps, options
+        self._workers, self._journal = workers, journal
+
+    def passes(self) -> Iterator[HierarchyProgress]:
+        """Run pass by pass, continuing after the last resampling step in the journal."""
+        num_done = 0
+        if saved := self._journal.load("resampling"):
+            num_done = int(saved["step"])
+            yield from self._assign(saved["centroids"], num_done)
+        else:
+            first = self._kmeans(self._items, 0)
+            yield from self._reports(first, 0)
+            self.result = first.fit.result()
+        for step in range(num_done + 1, self._resampling_steps + 1):
+            mean_size = self.result.sizes.sum() / len(self.result.sizes)
+            if mean_size < 2:
+                break  # one item a cluster would only repeat the centroids
+            # About half the mean cluster size, as the authors advise. All rows, weighted so that clusters count equally, would
+            # even out two-dimensional toys further, but classes in learned embeddings less: single far rows then count as much
+            # as clusters do.
+            closest = closest_items(self.result, max(2, round(mean_size / 2)), self._workers)
+            refit = self._kmeans(Subset(self._items, closest), step)
+            yield from self._reports(refit, step)
+            yield from self._assign(refit.fit.centroids, step)
+            self._journal.save("resampling", step=np.array(step), centroids=self.result.centroids)
+
+    def _kmeans(self, items: EmbeddingSource, step: int) -> KMeans:
+        return KMeans(
+            items,
+            self._num_clusters,
+            rng_key=rng.key(self._rng_key, step),
+            options=self._options,
+            collectives=self._workers,
+            journal=self._journal.inner(f"step-{step}"),
+        )
+
+    def _assign(self, centroids: np.ndarray, step: int) -> Iterator[HierarchyProgress]:
+        """Assign all items to `centroids` (K, D), which sets `result`."""
+        assign = KMeans(
+            self._items,
+            self._num_clusters,
+            rng_key=self._rng_key,
+            options=replace(self._options, max_iterations=0),
+            initial=centroids,
+            collectives=self._workers,
+        )
+        yield from self._reports(assign, step)
+        self.result = assign.fit.result()
+
+    def _reports(self, kmeans: KMeans, step: int) -> Iterator[HierarchyProgress]:
+        """Run `kmeans`, yielding its progress as that of this level and step."""
+        for report in kmeans.passes():
+            yield HierarchyProgress(self._depth, step, report.iteration, report.inertia)
 
 
 def closest_items(result: KMeansResult, per_cluster: int, workers: Collectives) -> np.ndarray:
@@ -163,26 +180,28 @@ def closest_items(result: KMeansResult, per_cluster: int, workers: Collectives) 
     """
     num_clusters = len(result.sizes)
     # Distances are not negative, so their bits ascend with them.
-    keys = result.assignment.astype(np.uint64) << np.uint64(32) | result.squared_distance.view(np.uint32)
+    keys = result.local_assignment.astype(np.uint64) << np.uint64(32) | result.local_squared_distance.view(np.uint32)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     cluster = np.arange(num_clusters, dtype=np.uint64) << np.uint64(32)
     starts = np.searchsorted(keys, cluster)
 
-    def within(limit: np.ndarray) -> np.ndarray:
-        """How many of this worker's items of each cluster have distance bits up to `limit` (K,)."""
+    def counts_within(limit: np.ndarray) -> np.ndarray:
+        """(K,): number of this worker's items of each cluster with distance bits up to `limit` (K,)."""
         return np.searchsorted(keys, cluster + limit.astype(np.uint64), side="right") - starts
 
-    wanted = np.minimum(per_cluster, result.sizes)
+    targets = np.minimum(per_cluster, result.sizes)
     low, high = np.full(num_clusters, -1), np.full(num_clusters, 2**32 - 1)
     while (high - low > 1).any():
         middle = (low + high) // 2
-        enough = workers.sum(within(middle)) >= wanted
+        enough = workers.sum(counts_within(middle)) >= targets
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    nearer = within(low) * (low >= 0)
-    level = workers.gather(np.stack([nearer, within(high)], axis=1)[None])
-    left = wanted - sum(counts[0, :, 0] for counts in level)
-    before = sum((counts[0, :, 1] - counts[0, :, 0] for counts in level[: workers.rank]), np.zeros(num_clusters, np.int64))
-    kept = nearer + np.clip(left - before, 0, within(high) - nearer)
-    place = np.arange(len(keys)) - np.repeat(starts, np.diff([*starts, len(keys)]))
-    return np.sort(order[place < kept[result.assignment[order]]])
+    nearer = counts_within(low) * (low >= 0)
+    counts = workers.gather(np.stack([nearer, counts_within(high)], axis=1)[None])
+    # Items at exactly the limit share what the nearer ones leave, those on workers of smaller rank first.
+    open_places = targets - sum(of_worker[0, :, 0] for of_worker in counts)
+    at_limit = [of_worker[0, :, 1] - of_worker[0, :, 0] for of_worker in counts[: workers.rank]]
+    num_before = sum(at_limit, np.zeros(num_clusters, np.int64))
+    num_kept = nearer + np.clip(open_places - num_before, 0, counts_within(high) - nearer)
+    position = np.arange(len(keys)) - np.repeat(starts, np.diff([*starts, len(keys)]))
+    return np.sort(order[position < num_kept[result.local_assignment[order]]])

@@ -1,4 +1,4 @@
-"""Seeds for k-means: rows far from one another, where rows are many."""
+"""Seeds for k-means: rows far from one another, in places where there are many rows."""
 
 import math
 
@@ -14,58 +14,60 @@ from curation.kmeans.grouped import grouped_kmeans
 from curation.sampling.allocation import apportion
 
 _PROPOSALS = 256
+"""Maximum number of points proposed as seeds at once."""
 _PRODUCT = 2**24
 """Distances held at once."""
 _SAME = 2e-6
-"""Of |x|²: a squared distance that small is rounding."""
+"""Share of |x|² up to which a squared distance is rounding error."""
 
 
 def plus_plus(
-    points: Tensor, num_seeds: int, *, stream: int, weights: Tensor | None = None, journal: Journal | None = None
+    points: Tensor, num_seeds: int, *, rng_key: int, weights: Tensor | None = None, journal: Journal | None = None
 ) -> np.ndarray:
     """Greedy k-means++: indices (K,) into `points` (M, D) float32, fewer than `num_seeds` if fewer points are distinct.
 
-    Each seed is the best of 2 + ln K points drawn with probability proportional to weight times squared distance to the
+    Each seed is the best of 2 + ln K points drawn with probability in proportion to weight (M,) times squared distance to the
     nearest seed so far (Arthur and Vassilvitskii, "k-means++", SODA 2007, with the greedy choice they describe). The first
-    quarter of the seeds is sought among a quarter of the points and the second among half of them: few seeds need few points.
+    quarter of the seeds is drawn from a quarter of the points and the second from half of them: few seeds need few points.
+    `rng_key` is the random key (`rng.key`).
     """
     journal = journal or Journal()
     saved = journal.load("seeding")
-    chosen, done = (saved["chosen"], int(saved["step"])) if saved else (np.empty(0, np.int64), 8)
+    chosen, last_step = (saved["chosen"], int(saved["step"])) if saved else (np.empty(0, np.int64), 8)
     trials = 2 + int(math.log(max(1, min(num_seeds, len(points)))))
     for step in (4, 2, 1):
-        if step < done:
-            some = slice(None, None, step)
-            thinned = points[some], None if weights is None else weights[some]
-            wanted = min(num_seeds // step, len(thinned[0]))
-            chosen = step * _extend((chosen // step).tolist(), *thinned, wanted, trials, rng.key(stream, step))
+        if step < last_step:
+            thinned = points[::step], None if weights is None else weights[::step]
+            num = min(num_seeds // step, len(thinned[0]))
+            chosen = step * _extend((chosen // step).tolist(), *thinned, num, trials, rng.key(rng_key, step))
             journal.save("seeding", chosen=chosen, step=np.array(step))
     return chosen
 
 
-def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds: int, trials: int, stream: int) -> np.ndarray:
-    """Seeds `chosen` and more, each the best of `trials`: indices (`num_seeds`,), fewer if there are no more.
+def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds: int, trials: int, rng_key: int) -> np.ndarray:
+    """The seeds `chosen` and more, each the best of `trials` draws: indices (`num_seeds`,), fewer if no more points differ.
 
-    Points are proposed many at a time, by the distances at that time, so that their distances are one matrix product. A
-    proposal is then accepted with the ratio of its distance now to its distance then, which makes it a draw by the
-    distances now. The product is taken in bfloat16 while distances are large beside its rounding.
+    Points are proposed many at a time, with probabilities by the distances at that time, so that their distances are one
+    matrix product. Later a proposal is accepted with the ratio of its current distance to its distance when proposed as
+    probability, which makes it a draw by current distances. Products are bfloat16 while distances are large compared with
+    its rounding.
     """
     if len(chosen) >= num_seeds:
         return np.array(chosen, dtype=np.int64)
     norms = (points * points).sum(1)
     if not chosen:
-        every = torch.ones_like(norms) if weights is None else weights
-        chosen = _draw(every, 1, rng.generator(rng.key(stream, "first"))).tolist()
+        first_mass = torch.ones_like(norms) if weights is None else weights
+        chosen = _draw(first_mass, 1, rng.generator(rng.key(rng_key, "first"))).tolist()
     mass = norms if weights is None else norms * weights
     dtype = coarse_dtype(points.device)
     seeds = _Seeds(points, norms, dtype)
     nearest = seeds.nearest(chosen)
     round_number = 0
     while len(chosen) < num_seeds:
-        draws = rng.generator(rng.key(stream, round_number))
+        draws = rng.generator(rng.key(rng_key, round_number))
         round_number += 1
         squared = nearest + norms
-        squared[squared <= _SAME * norms] = 0  # a point equal to a seed, up to rounding: it must not be chosen again
+        squared[squared <= _SAME * norms] = 0  # a point equal to a seed, up to rounding, must not be chosen again
         if weights is not None:
             squared *= weights
         potential = float(squared.double().sum())
@@ -80,15 +82,15 @@ def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds
         proposed = _draw(squared, num, draws)
         distances = seeds.distances(proposed)
         accepts = draws.random(num) * (nearest + norms)[proposed].cpu().numpy()
-        next_proposal, before = 0, len(chosen)
+        next_proposal, num_before = 0, len(chosen)
         with one_thread():
             while len(chosen) < num_seeds:
-                left = proposed[next_proposal:]
-                now = nearest[left] + norms[left]
-                still = torch.where(now > _SAME * norms[left], now, -1).cpu().numpy()
-                accepted = np.flatnonzero(accepts[next_proposal:] <= still)[:trials] + next_proposal
+                remaining = proposed[next_proposal:]
+                distance = nearest[remaining] + norms[remaining]
+                limit = torch.where(distance > _SAME * norms[remaining], distance, -1).cpu().numpy()
+                accepted = np.flatnonzero(accepts[next_proposal:] <= limit)[:trials] + next_proposal
                 if len(accepted) < (trials if next_proposal else 1):
-                    break  # too few are left: propose anew
+                    break  # too few proposals remain: propose anew
                 next_proposal = int(accepted[-1]) + 1
                 of_accepted = distances.index_select(0, torch.from_numpy(accepted).to(points.device)).float()
                 lower = torch.minimum(of_accepted, nearest)
@@ -96,15 +98,15 @@ def _extend(chosen: list[int], points: Tensor, weights: Tensor | None, num_seeds
                 chosen.append(int(proposed[accepted[best]]))
                 nearest = lower[best]
                 nearest[chosen[-1]] = -norms[chosen[-1]]
-        if len(chosen) == before:
-            break  # what is left is too small to draw from
+        if len(chosen) == num_before:
+            break  # the remaining distances are too small to draw by
     return np.array(chosen, dtype=np.int64)
 
 
 class _Seeds:
-    """Squared distances of points (M, D) to some of them, without the |x|² of the points.
+    """Squared distances of points x (M, D) to seeds c among them, less |x|².
 
-    It changes no comparison, and what is left is one product, [x, 1, 1] · [-2 c, high |c|², low |c|²].
+    The term |x|² changes no comparison, and without it a distance is one product, [x, 1, 1] · [-2 c, high |c|², low |c|²].
     """
 
     def __init__(self, points: Tensor, norms: Tensor, dtype: torch.dtype) -> None:
@@ -112,32 +114,33 @@ class _Seeds:
         ones = torch.ones(len(points), 2, device=points.device)
         self._extended = torch.cat([points, ones], 1).to(dtype).T.contiguous()
 
-    def distances(self, some: Tensor) -> Tensor:
-        """(P, M): of all points to `some` (P,) of them."""
-        norms = self._norms[some]
+    def distances(self, seeds: Tensor) -> Tensor:
+        """(P, M): distances of all points to the points at indices `seeds` (P,)."""
+        norms = self._norms[seeds]
         high = norms.to(self._extended.dtype)
         low = (norms - high.float()).to(self._extended.dtype)
-        return torch.cat([(-2 * self._points[some]).to(self._extended.dtype), high[:, None], low[:, None]], 1) @ self._extended
+        return torch.cat([(-2 * self._points[seeds]).to(self._extended.dtype), high[:, None], low[:, None]], 1) @ self._extended
 
     def nearest(self, chosen: list[int]) -> Tensor:
-        """(M,) float32: of each point to the nearest of those chosen."""
-        found = torch.full_like(self._norms, torch.inf)
-        at_once = max(1, _PRODUCT // len(self._norms))
-        for some in torch.tensor(chosen, dtype=torch.int64, device=self._norms.device).split(at_once):
-            found = torch.minimum(found, self.distances(some).amin(0))
-        found[chosen] = -self._norms[chosen]
-        return found
+        """(M,) float32: distance of each point to the nearest of the points at indices `chosen`."""
+        nearest = torch.full_like(self._norms, torch.inf)
+        num_at_once = max(1, _PRODUCT // len(self._norms))
+        for seeds in torch.tensor(chosen, dtype=torch.int64, device=self._norms.device).split(num_at_once):
+            nearest = torch.minimum(nearest, self.distances(seeds).amin(0))
+        nearest[chosen] = -self._norms[chosen]
+        return nearest
 
 
-def mesoclusters(points: Tensor, num_seeds: int, *, stream: int) -> Tensor:
-    """Seeds (K, D) among many points (M, D): k-means to √K groups, then k-means inside every group at once.
+def mesoclusters(points: Tensor, num_seeds: int, *, rng_key: int) -> Tensor:
+    """Seeds (K, D) for many clusters of points (M, D): k-means to √K groups, then k-means inside all groups at once.
 
-    Costs √K times less than k-means++ over all points. A group's share of the seeds is its share of the inertia, because
-    that is how k-means++ would draw them.
+    It costs √K times less than k-means++ over all points. A group's share of the seeds is its share of the inertia, because
+    k-means++ would draw them so. `rng_key` is the random key (`rng.key`).
     """
     num_groups = math.isqrt(num_seeds)
-    some = torch.from_numpy(rng.permute(rng.key(stream, "some"), np.arange(min(len(points), 20 * num_groups)), len(points)))
-    groups = points[some[plus_plus(points[some], num_groups, stream=rng.key(stream, "groups"))]]
+    num_sampled = min(len(points), 20 * num_groups)
+    sample = torch.from_numpy(rng.permute(rng.key(rng_key, "some"), np.arange(num_sampled), len(points)))
+    groups = points[sample[plus_plus(points[sample], num_groups, rng_key=rng.key(rng_key, "groups"))]]
     for _ in range(3):
         label = _labels(points, groups)
         sums = torch.zeros(num_groups, points.shape[1], dtype=torch.float64, device=points.device)
@@ -151,20 +154,21 @@ def mesoclusters(points: Tensor, num_seeds: int, *, stream: int) -> Tensor:
         0, label, squared_distance(points, groups, label).double()
     )
     # One seed for every group that is not empty, the rest by inertia, as whole numbers that stay exact when multiplied.
-    one = np.minimum(sizes, 1)
+    is_occupied = np.minimum(sizes, 1)
     shares = (inertia / inertia.sum().clamp(min=1e-300) * 2**32).long().cpu().numpy() + 1
-    share = one + apportion(shares, sizes - one, num_seeds - int(one.sum()))
+    num_clusters = is_occupied + apportion(shares, sizes - is_occupied, num_seeds - int(is_occupied.sum()))
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    return grouped_kmeans(points[order], offsets, share, stream=rng.key(stream, "inside"), max_iterations=5).centroids
+    return grouped_kmeans(points[order], offsets, num_clusters, rng_key=rng.key(rng_key, "inside"), max_iterations=5).centroids
 
 
 def _labels(points: Tensor, centroids: Tensor) -> Tensor:
+    """(M,) int64: the nearest of `centroids` (K, D) for each of `points` (M, D)."""
     search = NearestCentroid(centroids)
-    return torch.cat([search(some).label for some in points.split(search.block_rows)])
+    return torch.cat([search(block).label for block in points.split(search.block_rows)])
 
 
 def _draw(mass: Tensor, num: int, draws: np.random.Generator) -> Tensor:
-    """`num` indices, drawn with probability proportional to `mass` (M,)."""
+    """(num,) int64: indices drawn with probability in proportion to `mass` (M,)."""
     cumulative = torch.cumsum(mass.double(), 0)
     picks = torch.searchsorted(cumulative, torch.from_numpy(draws.random(num)).to(mass.device) * cumulative[-1], right=True)
     return picks.clamp_(max=len(mass) - 1)

@@ -1,1 +1,1 @@
-"""What a clustering, a selection or a set of features is worth."""
+"""Measures of clusterings, selections and sets of features."""

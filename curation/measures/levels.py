@@ -6,7 +6,7 @@ import numpy as np
 
 from curation.embeddings.source import EmbeddingSource
 from curation.kmeans.levels import Level
-from curation.measures.quality import silhouette
+from curation.measures.features import silhouette
 
 
 def silhouettes(source: EmbeddingSource, levels: Sequence[Level], rows: np.ndarray) -> list[float | None]:

@@ -1,1 +1,1 @@
-"""Exact budgets over groups, and drawing rows by them."""
+"""Exact budgets over groups, and draws of rows that meet them."""

@@ -1,1 +1,1 @@
-"""Selectors: which rows of a pool to train on. One file each, from its paper; all are called alike."""
+"""Selectors: rules that choose the rows of a pool to train on. One file each, named like its strategy, from its paper."""

@@ -9,7 +9,7 @@ from curation.selectors.config import Rs2Config
 from curation.selectors.selection import Pool, Selection
 
 
-def select(config: Rs2Config, pool: Pool, budget: int, *, stream: int) -> Selection:  # noqa: ARG001  as all selectors are called
-    """All available rows, of which an epoch shows `budget`, drawn without replacement."""
+def select(config: Rs2Config, pool: Pool, budget: int, *, rng_key: int) -> Selection:  # noqa: ARG001  the signature of all selectors
+    """All available rows, of which each epoch shows `budget`, drawn without replacement."""
     rows = pool.available_rows()
     return replace(Selection.of(rows, "rs2"), per_epoch=min(budget, len(rows)))

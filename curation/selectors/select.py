@@ -1,4 +1,4 @@
-"""Selectors: which rows of a pool to train on. One module each, from its paper; all are called alike."""
+"""Selection by configuration: the selections in `after` first, then the selector that the strategy names."""
 
 from dataclasses import replace
 from importlib import import_module
@@ -10,23 +10,26 @@ from curation.selectors.selection import Pool, Selection
 
 
 class Selector(Protocol):
-    """Chooses `budget` of the rows that are available, or all there are; `stream` is the random key (`rng.key`)."""
+    """A rule that selects `budget` of the available rows, or all if fewer; `rng_key` is the random key (`rng.key`)."""
 
-    def __call__(self, config: Any, pool: Pool, budget: int, *, stream: int) -> Selection: ...
+    def __call__(self, config: Any, pool: Pool, budget: int, *, rng_key: int) -> Selection: ...
 
 
-def select(config: SelectConfig, pool: Pool, *, stream: int) -> Selection:
-    """What `config` says, made of what the selections that come before it left. Budgets are shares of the whole pool."""
+def select(config: SelectConfig, pool: Pool, *, rng_key: int) -> Selection:
+    """The rows that `config` selects, from those that its earlier selections (`after`) leave available.
+
+    A fraction is a share of the whole pool, also in `after`. Raises ConfigError if an input of `config.needs` is missing.
+    """
     counts = {"pool": pool.num_rows, "available": pool.num_available}
-    for number, before in enumerate(config.after):
-        left = _selector(before)(before, pool, before.rows(pool.num_rows), stream=rng.key(stream, "after", number))
-        pool = pool.chosen(left.rows)
-        counts[f"after {left.reason}"] = len(left.rows)
-    made = _selector(config)(config, pool, config.rows(pool.num_rows), stream=stream)
-    return replace(made, counts={**counts, **made.counts, "selected": len(made.rows)})
+    for number, earlier in enumerate(config.after):
+        selection = _selector(earlier)(earlier, pool, earlier.rows(pool.num_rows), rng_key=rng.key(rng_key, "after", number))
+        pool = pool.restricted(selection.rows)
+        counts[f"after {selection.reason}"] = len(selection.rows)
+    selection = _selector(config)(config, pool, config.rows(pool.num_rows), rng_key=rng_key)
+    return replace(selection, counts={**counts, **selection.counts, "selected": len(selection.rows)})
 
 
 def _selector(config: SelectConfig) -> Selector:
-    """The module called like the strategy. Imported when it is asked for, because some load torch."""
-    found: Selector = import_module(f"curation.selectors.{config.strategy}").select
-    return found
+    """The function `select` of the module named like the strategy; imported on demand, because some modules load torch."""
+    selector: Selector = import_module(f"curation.selectors.{config.strategy}").select
+    return selector

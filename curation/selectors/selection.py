@@ -1,4 +1,4 @@
-"""What can be chosen from, and what was chosen."""
+"""The rows that can be selected, and the rows that were."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,38 +15,38 @@ class Selection:
     """The rows to train on."""
 
     rows: np.ndarray
-    """(S,) int64: ascending indices into the rows that were offered."""
+    """(S,) int64: ascending indices into the rows of the pool."""
     repeats: np.ndarray
-    """(S,) int32: how often an epoch shows each of them."""
+    """(S,) int32: number of times an epoch shows each row."""
     reason: str
-    """The rule that chose them."""
+    """The rule that selected them."""
     counts: dict[str, Any]
-    """What else the rule has to tell, as plain JSON values."""
+    """Statistics of the rule, as plain JSON values."""
     weights: np.ndarray | None = None
-    """(S,) float32: what each row counts in a loss that is to equal the pool's; None: all the same."""
+    """(S,) float32: weight of each row in a loss that estimates the loss over the whole pool; None: all equal."""
     per_epoch: int | None = None
-    """Rows that one epoch shows, drawn anew each time; None: all of them."""
+    """Number of rows that one epoch shows, drawn anew for each epoch; None: all of them."""
 
     @classmethod
     def of(cls, rows: np.ndarray, reason: str, **counts: Any) -> "Selection":
-        """Each of `rows` (S,), in any order, once."""
+        """A selection of each of `rows` (S,), in any order, once."""
         return cls(rows=np.sort(rows), repeats=np.ones(len(rows), dtype=np.int32), reason=reason, counts=counts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """N rows to choose from, and what a selector may know of them. What it asks for and was not given is a ConfigError."""
+    """N rows to select from, and what selectors may look at; a selector that needs an input that is None raises ConfigError."""
 
     hierarchy: ClusterHierarchy
     """Clusters of the rows."""
     available: np.ndarray | None = None
-    """(N,) bool: the rows that may still be chosen; None: all."""
+    """(N,) bool: the rows that may be selected; None: all."""
     embeddings: EmbeddingSource | None = None
-    """The rows' embeddings, (N, D)."""
+    """Embeddings (N, D) of the rows."""
     queries: EmbeddingSource | None = None
-    """Embeddings (Q, D) of what rows alike are wanted for."""
+    """Embeddings (Q, D) of examples to which similar rows are to be retrieved."""
     scores: np.ndarray | None = None
-    """(N,) float: a number a row from outside, such as a loss or a quality."""
+    """(N,) float: a number per row from outside, such as a loss or a quality."""
 
     @property
     def num_rows(self) -> int:
@@ -57,29 +57,31 @@ class Pool:
         return self.num_rows if self.available is None else int(np.count_nonzero(self.available))
 
     def available_rows(self) -> np.ndarray:
-        """(A,) int64: ascending."""
+        """(A,) int64: ascending indices of the available rows."""
         return np.arange(self.num_rows) if self.available is None else np.flatnonzero(self.available)
 
-    def chosen(self, rows: np.ndarray) -> "Pool":
-        """The same pool, of which only `rows` (S,) are left."""
-        left = np.zeros(self.num_rows, dtype=bool)
-        left[rows] = True
-        return replace(self, available=left)
+    def restricted(self, rows: np.ndarray) -> "Pool":
+        """The same pool with only `rows` (S,) available."""
+        available = np.zeros(self.num_rows, dtype=bool)
+        available[rows] = True
+        return replace(self, available=available)
 
     def need_embeddings(self) -> EmbeddingSource:
+        """The embeddings of the rows; ConfigError if there are none."""
         if self.embeddings is None:
-            raise ConfigError("This selector compares embeddings. Give them with --embeddings.")
+            raise ConfigError("This selector compares rows and needs their embeddings, but none were given.")
         return self.embeddings
 
     def need_queries(self) -> EmbeddingSource:
+        """The embeddings of the queries; ConfigError if there are none."""
         if self.queries is None:
             raise ConfigError(
-                "This selector looks for what is like some examples. Put these in a folder named query in the source, or give "
-                "their embeddings with --queries."
+                "This selector retrieves rows similar to queries and needs their embeddings, but none were given."
             )
         return self.queries
 
     def need_scores(self) -> np.ndarray:
+        """The scores of the rows (N,); ConfigError if there are none."""
         if self.scores is None:
-            raise ConfigError("This selector needs a number for every row. Give them with --scores, a .npy array.")
+            raise ConfigError("This selector needs a score for every row, but none were given.")
         return self.scores

@@ -1,4 +1,4 @@
-"""The most typical rows of every cluster: those where it is densest.
+"""Typicality: the rows of every cluster that lie where it is densest.
 
 Hacohen et al., "Active Learning on a Budget: Opposite Strategies Suit High and Low Budgets", ICML 2022 (TypiClust).
 """
@@ -17,28 +17,29 @@ from curation.selectors.config import TypicalityConfig
 from curation.selectors.selection import Pool, Selection
 
 _TILE = 2048
+"""Rows on each side of a block of distances."""
 
 
-def select(config: TypicalityConfig, pool: Pool, budget: int, *, stream: int) -> Selection:
-    """The budget is spread evenly over the finest clusters, as sizes allow; of each its most typical rows, the first of equals.
+def select(config: TypicalityConfig, pool: Pool, budget: int, *, rng_key: int) -> Selection:
+    """The most typical rows of each finest cluster, the first of equals; the budget is spread evenly, as sizes allow.
 
     Typicality is the inverse of the mean distance to the nearest `neighbours` among the cluster's other available rows.
-    The paper takes a row at a time and asks the rows not yet taken again, at the cost of one search a row; here it is asked
-    once. There a cluster gives nothing if it is very small, and the clusters are as many as the budget.
+    The paper selects one row at a time and recomputes typicality among the rows not selected yet; here it is computed once.
+    The paper also makes as many clusters as the budget and skips very small ones.
     """
     level, source = pool.hierarchy.levels[0], pool.need_embeddings()
     sizes = sizes_of(level, pool.available)
-    whole, goal = np.array([0, len(sizes)]), np.array([min(budget, pool.num_available)])
-    amounts = water_fill(sizes, whole, goal, stream=rng.key(stream, "clusters"))
-    # Of clusters that go in whole or not at all nothing need be read.
-    partly = (amounts > 0) & (amounts < sizes)
-    rows = np.flatnonzero(partly[level.assignment] & (True if pool.available is None else pool.available))
+    one_group, target = np.array([0, len(sizes)]), np.array([min(budget, pool.num_available)])
+    amounts = water_fill(sizes, one_group, target, rng_key=rng.key(rng_key, "clusters"))
+    # Embeddings are read only for clusters that give some but not all of their rows.
+    is_partial = (amounts > 0) & (amounts < sizes)
+    rows = np.flatnonzero(is_partial[level.assignment] & (True if pool.available is None else pool.available))
     rows = rows[np.argsort(level.assignment[rows], kind="stable")]
-    asked = np.flatnonzero(partly)
-    offsets = np.concatenate([[0], np.cumsum(sizes[asked])])
+    partial = np.flatnonzero(is_partial)
+    offsets = np.concatenate([[0], np.cumsum(sizes[partial])])
     distance, device = np.zeros(pool.num_rows, dtype=np.float32), default_device()
     for number, members in enumerate(groups_of(source, rows, offsets)):
-        points = torch.from_numpy(members - level.centroids[asked[number]]).to(device)
+        points = torch.from_numpy(members - level.centroids[partial[number]]).to(device)
         mean = neighbour_distance(points, min(config.neighbours, len(points) - 1))
         distance[rows[offsets[number] : offsets[number + 1]]] = mean.float().cpu().numpy()
     chosen, _ = draw(level.assignment, sizes, amounts, by_distance(distance), pool.available)
@@ -46,16 +47,16 @@ def select(config: TypicalityConfig, pool: Pool, budget: int, *, stream: int) ->
 
 
 def neighbour_distance(points: Tensor, num: int) -> Tensor:
-    """(M,) float64: the mean distance of each of `points` (M, D) to its nearest `num` others, from 1 to M - 1."""
+    """(M,) float64: mean distance of each of `points` (M, D) to its nearest `num` other points, with 1 <= num <= M - 1."""
     exact = for_products(points)
     norms = (exact * exact).sum(1)
     means = []
-    for mine, my_norms in zip(exact.split(_TILE), norms.split(_TILE), strict=True):
-        nearest = mine.new_empty(len(mine), 0)
+    for block, block_norms in zip(exact.split(_TILE), norms.split(_TILE), strict=True):
+        nearest = block.new_empty(len(block), 0)
         for others, other_norms in zip(exact.split(_TILE), norms.split(_TILE), strict=True):
-            squared = (my_norms[:, None] + other_norms) - 2 * (mine @ others.T)
+            squared = (block_norms[:, None] + other_norms) - 2 * (block @ others.T)
             nearest = torch.cat([nearest, squared], 1)
             nearest = nearest.topk(min(num + 1, nearest.shape[1]), largest=False).values
-        # As products are exact, a row is at distance 0 from itself: the smallest is its own, or as good as its own.
+        # Products are exact, so a point is at distance 0 from itself: the smallest distance is that one, or equal to it.
         means.append(nearest[:, 1:].clamp_(min=0).sqrt().mean(1))
     return torch.cat(means)

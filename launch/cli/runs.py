@@ -73,7 +73,7 @@ def status(run_dir: RunArgument) -> None:
     from launch.config.load import load_run
     from launch.status import show_status
 
-    show_status(load_run(str(_config_of(run_dir)), [f"run_dir='{run_dir.absolute()}'"]))
+    show_status(load_run(str(_config_of(run_dir)), run_dir=run_dir))
 
 
 def report(run_dir: RunArgument) -> None:

@@ -15,12 +15,12 @@ def shard(
     inline: Inline = False,
 ) -> None:
     """Images to WebDataset shards and the index of their samples. Settings: those of the section `shard`."""
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.sources.config import ImagesConfig
     from pipeline.stages.config import ShardConfig
     from pipeline.stages.shard import Shard
 
-    config = check(ShardConfig, parse_overrides(settings or []), of="shard")
+    config = load_section(ShardConfig, settings or [], name="shard")
     make(Shard(config, ImagesConfig(path=source.expanduser().absolute())), out, {}, inline=inline)
 
 
@@ -36,11 +36,11 @@ def embed(
 
     encoder.weights=FILE.safetensors starts from weights of your own, encoder.pretrained=true from timm's.
     """
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.config import EmbedConfig
     from pipeline.stages.embed import Embed
 
-    config = check(EmbedConfig, parse_overrides(settings or []), of="embed")
+    config = load_section(EmbedConfig, settings or [], name="embed")
     make(Embed(config, seed, has_encoder=encoder is not None), out, {"samples": samples, "encoder": encoder}, inline=inline)
 
 
@@ -53,10 +53,10 @@ def cluster(
 ) -> None:
     """Embeddings to a hierarchy of clusters. Settings: those of the section `cluster`, for example levels=[1000,100]."""
     from curation.kmeans.config import ClusterConfig
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.cluster import Cluster
 
-    config = check(ClusterConfig, parse_overrides(settings or []), of="cluster")
+    config = load_section(ClusterConfig, settings or [], name="cluster")
     make(Cluster(config, seed), out, {"embeddings": embeddings}, inline=inline)
 
 
@@ -73,10 +73,10 @@ def dedup(
 ) -> None:
     """Find near-duplicates among clustered embeddings. Settings: those of the section `dedup`, for example similarity=0.9."""
     from curation.dedup.config import DedupConfig
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.dedup import Dedup
 
-    config = check(DedupConfig, parse_overrides(settings or []), of="dedup")
+    config = load_section(DedupConfig, settings or [], name="dedup")
     given = {"embeddings": embeddings, "clusters": clusters, "samples": samples, "held_out": held_out}
     make(Dedup(config), out, given | {"edges": edges, "scores": scores}, inline=inline)
 
@@ -84,10 +84,10 @@ def dedup(
 def label(clusters: Clusters, out: Out, settings: Settings = None, inline: Inline = False) -> None:
     """Clusters to pseudo-labels of every row. Settings: those of the section `label`."""
     from curation.labelers.config import ClustersLabelerConfig
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.label import Label
 
-    config = check(ClustersLabelerConfig, parse_overrides(settings or []), of="label")
+    config = load_section(ClustersLabelerConfig, settings or [], name="label")
     make(Label(config), out, {"clusters": clusters}, inline=inline)
 
 
@@ -105,14 +105,11 @@ def select(
     inline: Inline = False,
 ) -> None:
     """Clusters to a selection. Settings: those of the section `select`, for example strategy=balanced fraction=0.3."""
-    from pydantic import TypeAdapter
-
     from curation.selectors.config import SelectConfig
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.select import Select
 
-    chosen = {"strategy": "balanced", **parse_overrides(settings or [])}
-    config: Any = check(TypeAdapter(SelectConfig), chosen, of="select")
+    config: Any = load_section(SelectConfig, settings or [], name="select", base={"strategy": "balanced"})  # type: ignore[arg-type]
     given = {
         "clusters": clusters,
         "samples": samples,
@@ -138,11 +135,12 @@ def train(
 
     With evaluate_every=5 the encoder is measured every five epochs, and OUT/best is the best of them.
     """
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.stages.train import Train
-    from trainers.config import EvaluateConfig, TrainConfig
+    from trainers.engine.config import TrainConfig
+    from trainers.evaluation.config import EvaluateConfig
 
-    config = check(TrainConfig, parse_overrides(settings or []), of="train")
+    config = load_section(TrainConfig, settings or [], name="train")
     make(
         Train(config, seed, EvaluateConfig()),
         out,
@@ -164,12 +162,12 @@ def evaluate(
     """Score frozen features: kNN, linear probe, RankMe. Settings: those of the section `evaluate`."""
     import json
 
-    from launch.config.load import check, parse_overrides
+    from launch.config.load import load_section
     from pipeline.artifacts.evaluation import EVALUATION
     from pipeline.stages.evaluate import Evaluate
-    from trainers.config import EvaluateConfig
+    from trainers.evaluation.config import EvaluateConfig
 
-    config = check(EvaluateConfig, parse_overrides(settings or []), of="evaluate")
+    config = load_section(EvaluateConfig, settings or [], name="evaluate")
     given = {"samples": samples, "encoder": encoder, "selection": selection, "labels": labels}
     make(Evaluate(config, seed), out, given, inline=inline)
     scores = json.loads((out / EVALUATION).read_text())

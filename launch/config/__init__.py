@@ -1,1 +1,1 @@
-"""From a YAML file and `key=value` words to a checked configuration."""
+"""Configuration of a run: recipes and YAML files, overrides, how they are merged, and their validation."""

@@ -6,7 +6,8 @@ from curation.base.errors import DataError
 from launch.report.sheet import Sheet
 from pipeline.artifacts.samples import Samples
 from pipeline.modalities.modality import Modality
-from trainers.data.samples import PLACE, SampleList, ShardReader
+from trainers.data.samples import PLACE, SampleList
+from trainers.data.shard_reader import ShardReader
 
 _READ_TOGETHER = 64
 """Samples of a store that are fetched at once."""

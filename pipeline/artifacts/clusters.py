@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from curation.base.files import atomic_path, save_array
-from curation.kmeans.levels import ClusterHierarchy, Level
+from curation.kmeans.levels import ClusterHierarchy, Level, LevelShare
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Part
 
@@ -64,13 +64,13 @@ def save_row_ids(out: Path, row_ids: np.ndarray) -> None:
     save_array(out / ROW_ID, row_ids)
 
 
-def save_share(level: Level, number: int, scratch: Path, worker: int) -> None:
+def save_share(level: LevelShare, number: int, scratch: Path, worker: int) -> None:
     """Write what one worker knows of its items of a level."""
     for name in _PER_ITEM:
-        save_array(scratch / _path(number, f"{name}-{worker}"), getattr(level, name))
+        save_array(scratch / _path(number, f"{name}-{worker}"), getattr(level, f"local_{name}"))
 
 
-def join_shares(level: Level, number: int, out: Path, scratch: Path, num_workers: int) -> None:
+def join_shares(level: LevelShare, number: int, out: Path, scratch: Path, num_workers: int) -> None:
     """Write a level whole from the shares of all workers, which are never all in memory."""
     for name in _ARRAYS:
         if name not in _PER_ITEM:

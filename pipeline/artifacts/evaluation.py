@@ -10,8 +10,8 @@ from curation.base import rng
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.samples import Samples
 from pipeline.artifacts.splits import HELD_OUT, POOL
-from trainers.config import EvaluateConfig
 from trainers.data.samples import PLACE, SampleList
+from trainers.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from trainers.evaluation.knn import EvaluationSet

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from curation.base.errors import DataError
 from pipeline.artifacts.artifact import Artifact, is_artifact
 from pipeline.artifacts.manifest import Manifest, user_file_digest
-from trainers.engine.layout import CHECKPOINTS, DESCRIPTION, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
+from trainers.output_files import CHECKPOINTS, DESCRIPTION, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from curation.base.config import Config
 
 Overrides = dict[str, Any]
@@ -21,6 +23,12 @@ class CurateConfig(Config):
     select: Overrides | None = None
     train: Overrides | None = None
     evaluate: Overrides | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it was given: a section that is null is another thing than one that is not there."""
+        given = self.model_fields_set | {"type"}
+        return {name: value for name, value in serialize(self).items() if name in given}
 
     def overrides(self) -> dict[str, Overrides | None]:
         """The sections that were given."""

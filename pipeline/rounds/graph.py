@@ -75,7 +75,7 @@ def steps(config: RunConfig) -> list[Step]:
     graph = _Graph(config)
     samples = graph.add("samples", Shard(config.shard, config.source))
     encoder: Step | None = None
-    for number, round_config in enumerate(config.round_list):
+    for number, round_config in enumerate(config.rounds):
         encoder = _ROUNDS[round_config.type](graph, config.for_round(number), number, samples, encoder)
     names = sorted({step.stage.name for step in graph.steps})
     for name in config.resources.keys() - names:

@@ -110,10 +110,15 @@ def open_inputs(stage: Stage, paths: Mapping[str, Path]) -> dict[str, Opened]:
 
     Raises DataError for an input of another kind, or one that another input was not made from.
     """
-    missing = [role for role, declared in stage.inputs.items() if not declared.optional and role not in paths]
-    unknown = [role for role in paths if role not in stage.inputs]
-    if missing or unknown:
-        raise ConfigError(f"{stage.name} reads {', '.join(stage.inputs)}; missing {missing}, not known {unknown}.")
+    required = {role for role, declared in stage.inputs.items() if not declared.optional} | (stage.needs() & set(stage.inputs))
+    if missing := sorted(required - set(paths)):
+        options = ", ".join(f"--{role.replace('_', '-')}" for role in missing)
+        raise ConfigError(
+            f"{stage.name} with these settings needs {' and '.join(missing)}, which a run gives it. Alone, give {options}, "
+            "or change the setting that asks for it."
+        )
+    if unknown := sorted(set(paths) - set(stage.inputs)):
+        raise ConfigError(f"{stage.name} does not read {', '.join(unknown)}; it reads {', '.join(stage.inputs)}.")
     opened = {role: stage.inputs[role].reader.open(path) for role, path in paths.items()}
     for role, artifact in opened.items():
         for product_role in stage.inputs[role].made_into:

@@ -10,7 +10,7 @@ import numpy as np
 from curation.base import rng
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.cost import costs
-from curation.kmeans.levels import HierarchyProgress, Level
+from curation.kmeans.levels import HierarchyProgress, LevelShare
 from pipeline.artifacts.clusters import (
     Clusters,
     join_shares,
@@ -83,8 +83,8 @@ class Cluster(Stage):
 
 def measure_levels(embeddings: Path, normalize: bool, seed: int, out: Path) -> list[dict[str, Any]]:
     """How even, how tight and how well apart the clusters of each level are."""
+    from curation.measures.balance import imbalance, kl_from_uniform, size_entropy
     from curation.measures.levels import silhouettes
-    from curation.measures.quality import imbalance, kl_from_uniform, size_entropy
 
     levels = saved_levels(out)
     source = Embeddings.open(embeddings).pool(normalize=normalize)
@@ -125,21 +125,15 @@ def cluster_rank(
     done = saved_levels(out)
     levels = hierarchical_kmeans(
         source,
-        config.levels,
-        stream=seed,
-        resampling_steps=config.resampling_steps,
-        splits=config.splits,
-        engine=config.engine,
-        max_iterations=config.max_iterations,
-        tolerance=config.tolerance,
-        spherical=config.spherical,
+        config,
+        rng_key=seed,
         done=done,
         collectives=workers,
         journal=Journal(scratch / "journal", workers),
     )
     number = len(done)
     for event in levels:
-        if isinstance(event, Level):
+        if isinstance(event, LevelShare):
             number += 1
             save_share(event, number, scratch, workers.rank)
             workers.gather(np.zeros(0))  # the shares of all workers are there

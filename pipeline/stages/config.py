@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from curation.base.config import Config
-from trainers.config import EncoderConfig, PixelsConfig
+from trainers.models.config import EncoderConfig, PixelsConfig
 
 
 class ShardConfig(Config):

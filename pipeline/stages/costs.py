@@ -2,7 +2,8 @@
 
 from functools import lru_cache
 
-from trainers.config import EncoderConfig, PixelsConfig, TrainConfig
+from trainers.engine.config import TrainConfig
+from trainers.models.config import EncoderConfig, PixelsConfig
 
 
 @lru_cache(64)
@@ -11,13 +12,13 @@ def encoder_cost(config: EncoderConfig, size: int | None = None) -> tuple[float,
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from trainers.models.encoders import build_backbone, untrained
+    from trainers.models.encoders import build_backbone, without_weights
 
     if isinstance(config, PixelsConfig):
         inputs = 3 * config.image_size**2
         return 2.0 * inputs * config.dim, min(config.dim, inputs)
     with torch.device("meta"):
-        backbone = build_backbone(untrained(config)).eval()
+        backbone = build_backbone(without_weights(config)).eval()
         with FlopCounterMode(display=False) as counter:
             features = backbone(torch.empty(1, 3, size or config.image_size, size or config.image_size))
     return float(counter.get_total_flops()), features.shape[1]

@@ -44,6 +44,9 @@ class Dedup(Stage):
     def settings(self) -> dict[str, Any]:
         return self.config.fingerprint_fields()
 
+    def needs(self) -> frozenset[str]:
+        return self.config.needs
+
     def make(self, context: StageContext) -> StageOutput:
         clusters: Clusters = context.inputs["clusters"]
         if not clusters.normalized:

@@ -19,9 +19,9 @@ from pipeline.artifacts.training import FrozenEncoder
 from pipeline.stages.config import EmbedConfig
 from pipeline.stages.costs import encoder_cost
 from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
-from trainers.config import EncoderConfig, PixelsConfig
 from trainers.data.samples import SampleList
-from trainers.engine.layout import DESCRIPTION, WEIGHTS
+from trainers.models.config import EncoderConfig, PixelsConfig
+from trainers.output_files import DESCRIPTION, WEIGHTS
 
 if TYPE_CHECKING:
     from trainers.models.encoders import Encoder

@@ -10,7 +10,8 @@ import numpy as np
 
 from curation.base import rng
 from curation.base.files import write_atomic
-from curation.measures.quality import ami, ari, contingency, nmi, total_variation_from_uniform
+from curation.measures.agreement import ami, ari, contingency, nmi
+from curation.measures.balance import total_variation_from_uniform
 from pipeline.artifacts.evaluation import EVALUATION, Evaluation, evaluation_set
 from pipeline.artifacts.labels import PseudoLabels
 from pipeline.artifacts.manifest import Manifest, Part
@@ -20,7 +21,8 @@ from pipeline.artifacts.splits import POOL
 from pipeline.artifacts.training import FrozenEncoder
 from pipeline.stages.costs import encoder_cost
 from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
-from trainers.config import EncoderConfig, EvaluateConfig
+from trainers.evaluation.config import EvaluateConfig
+from trainers.models.config import EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _by_class(samples: Samples, selection: SelectedRows, labels: PseudoLabels | 
             ids, label = (np.concatenate(column) for column in zip(*columns, strict=True))
             is_labelled = np.isin(ids, row_ids)
             table = contingency(label[is_labelled], number[_places(row_ids, ids[is_labelled])])
-            scores["class_agreement"][name] = {"nmi": nmi(table), "ami": ami(table, stream=rng_key), "ari": ari(table)}
+            scores["class_agreement"][name] = {"nmi": nmi(table), "ami": ami(table, rng_key=rng_key), "ari": ari(table)}
     return scores
 
 

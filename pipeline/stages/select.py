@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from curation.base import rng
-from curation.base.errors import DataError
+from curation.base.errors import ConfigError, DataError
 from curation.embeddings.source import ArraySource, EmbeddingSource
 from curation.kmeans.levels import ClusterHierarchy
 from curation.labelers.config import ClustersLabelerConfig
 from curation.labelers.labels import Labels, label
-from curation.measures.quality import coverage, share_empty, total_variation_from_uniform, vendi_score
+from curation.measures.balance import share_empty, total_variation_from_uniform
+from curation.measures.features import coverage, vendi_score
 from curation.selectors.config import SelectConfig
 from curation.selectors.selection import Pool, Selection
 from pipeline.artifacts.clusters import Clusters
@@ -59,6 +60,9 @@ class Select(Stage):
     def settings(self) -> dict[str, Any]:
         return {"seed": self.seed, "strategy": self.config.strategy, **self.config.fingerprint_fields()}
 
+    def needs(self) -> frozenset[str]:
+        return self.config.needs - {"queries"}  # the embeddings may have a split of them
+
     def make(self, context: StageContext) -> StageOutput:
         directories = {role: opened.directory for role, opened in context.inputs.items()}
         parts, statistics = context.call(select_rows, self.config, self.seed, directories, context.out, on_gpu=True)
@@ -81,13 +85,13 @@ def select_rows(
 
     clusters = Clusters.open(directories["clusters"])
     row_ids = clusters.row_ids()
-    pool = _pool(clusters, row_ids, directories)
+    pool = _pool(config, clusters, row_ids, directories)
     if pool.num_available == 0:
         raise DataError(
             f"All {pool.num_rows:,} rows are near-duplicates of others or of held-out ones, by {directories['duplicates']}: to "
             "its embeddings they are alike. Raise dedup.similarity, or use an encoder that tells them apart."
         )
-    selection = select(config, pool, stream=seed)
+    selection = select(config, pool, rng_key=seed)
     metadata = {ROWS_PER_EPOCH: str(selection.per_epoch)} if selection.per_epoch is not None else None
     num = write_batches(out / SELECTION, _schema(selection, metadata), _selected(selection, row_ids, metadata))
     parts = [Part.describe(out, SELECTION, num)]
@@ -101,7 +105,7 @@ def select_rows(
     return parts, statistics
 
 
-def _pool(clusters: Clusters, row_ids: np.ndarray, directories: Mapping[str, Path]) -> Pool:
+def _pool(config: SelectConfig, clusters: Clusters, row_ids: np.ndarray, directories: Mapping[str, Path]) -> Pool:
     """What there is to choose from."""
     normalize, available = clusters.normalized, None
     if duplicates := directories.get("duplicates"):
@@ -117,6 +121,11 @@ def _pool(clusters: Clusters, row_ids: np.ndarray, directories: Mapping[str, Pat
             )
     if place := directories.get("queries"):
         queries = Embeddings.open(place).pool(normalize=normalize)
+    if queries is None and "queries" in config.needs:
+        raise ConfigError(
+            "This selection looks for what is like some examples. Put these in a folder named query in the source, or give "
+            "their embeddings with --queries."
+        )
     scores = Scores.open(directories["scores"]).read(len(row_ids)) if "scores" in directories else None
     return Pool(hierarchy=clusters.hierarchy(), available=available, embeddings=embeddings, queries=queries, scores=scores)
 
@@ -206,5 +215,5 @@ def _spread(embeddings: EmbeddingSource, selected: np.ndarray, seed: int) -> dic
     }
     # A matrix product may differ in its last bits with the number of threads; a manifest may not.
     scores = {name: round(vendi_score(ArraySource(embeddings.take(np.sort(rows)))), 4) for name, rows in drawn.items()}
-    distance = coverage(embeddings, selected, stream=rng.key(seed, "coverage"))
+    distance = coverage(embeddings, selected, rng_key=rng.key(seed, "coverage"))
     return {"distance_to_selected": distance._asdict(), "vendi": scores}

@@ -161,6 +161,10 @@ class Stage(ABC):
     def settings(self) -> dict[str, Any]:
         """The settings that decide the artifact and differ from their defaults, as plain JSON values."""
 
+    def needs(self) -> frozenset[str]:
+        """Roles of optional inputs that these settings cannot do without."""
+        return frozenset()
+
     @abstractmethod
     def make(self, context: StageContext) -> StageOutput:
         """Schedule the work that makes the artifact, or what is missing of it; compute nothing here.

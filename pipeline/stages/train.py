@@ -21,11 +21,12 @@ from pipeline.errors import StoppedError
 from pipeline.runtime.executor import fixed_number_of_ranks
 from pipeline.stages.costs import encoder_cost, train_flops
 from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
-from trainers.config import EvaluateConfig, TrainConfig
-from trainers.data.samples import SampleList
-from trainers.engine.layout import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
+from trainers.data.mapped_list import TrainingList, map_lists
+from trainers.engine.config import TrainConfig
 from trainers.engine.progress import TrainProgress
 from trainers.engine.tensorboard import TensorBoard
+from trainers.evaluation.config import EvaluateConfig
+from trainers.output_files import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
 
 _WORTH_SAYING = 0.1
 _MAX_EVALUATED = 4096
@@ -115,7 +116,7 @@ class Train(Stage):
                 for line in last.evaluations:
                     console.say(f"  step {line['step']:,} (epoch {line['epoch']:.4g}): {in_words(line)}")
                 if board:
-                    board.follow()
+                    board.update()
         return last
 
     def _output(self, out: Path, last: TrainProgress | None) -> StageOutput:
@@ -193,13 +194,10 @@ def train_rank(
     from curation.distance.nearest import default_device
     from trainers.engine.train import train
 
-    listed = SampleList.read(training_list, samples, config.label)
-    if config.mix:
-        others = [
-            (SampleList.read(SelectedRows.open(o.selection).training_list(), o.samples, config.label), o.weight)
-            for o in config.mix
-        ]
-        listed = SampleList.mix([(listed, 1 - sum(weight for _, weight in others)), *others])
+    rest = 1 - sum(other.weight for other in config.mix)
+    lists = [TrainingList(training_list, samples, rest)]
+    lists += [TrainingList(SelectedRows.open(o.selection).training_list(), o.samples, o.weight) for o in config.mix]
+    listed = map_lists(lists, stop_file.parent, config.label)
     yield from train(
         config,
         listed,
@@ -208,5 +206,5 @@ def train_rank(
         device=default_device(),
         init_from=init_from,
         stop_file=stop_file,
-        evaluated_on=evaluation_set(evaluate, seed, Samples.open(samples)) if evaluate else None,
+        evaluation_set=evaluation_set(evaluate, seed, Samples.open(samples)) if evaluate else None,
     )

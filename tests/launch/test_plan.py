@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.stages.costs import train_flops
-from trainers.config import TrainConfig
+from trainers.engine.config import TrainConfig
 
 
 def flops(method: str, num_local: int) -> float:

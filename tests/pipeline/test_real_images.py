@@ -12,7 +12,7 @@ from pipeline.artifacts.splits import HELD_OUT, POOL
 from tests.helpers import SHARED_DATA, windrow
 from trainers.data.decoding import decode, decode_window
 from trainers.data.restart_markers import with_restarts
-from trainers.data.samples import ShardReader
+from trainers.data.shard_reader import ShardReader
 
 
 def needs(name: str) -> pytest.MarkDecorator:

@@ -1,1 +1,1 @@
-"""From shards to views: order, reading, decoding, cropping, colour."""
+"""The way from shards to views: order, reading, decoding, cropping, colour."""

@@ -1,7 +1,7 @@
 """Colours of crops: flip, jitter, grayscale, blur, solarize and normalise, as torchvision's transforms of float images do.
 
-What is drawn is decided elsewhere; here it is applied. Crops that change in the same order are worked on together, in place,
-as many at a time as stay in a core's cache: on the CPU a pass over memory costs more than the arithmetic in it.
+Applies changes that are drawn elsewhere. Crops whose jitter has the same order are processed together, in place, as many at a
+time as stay in a core's cache: on the CPU a pass over memory costs more than the arithmetic in it.
 """
 
 import itertools
@@ -14,31 +14,31 @@ import torch
 from torch import Tensor
 
 from curation.base.threads import one_thread
-from trainers.data import device as memory
+from trainers.data.tensor_memory import recycled_empty
 
 ORDERS = tuple(itertools.permutations(range(4)))
 """The 24 orders of brightness, contrast, saturation and hue: torchvision's ColorJitter draws one for each image."""
 BLUR_RADIUS = 4
-"""A kernel of 9, as DINOv2 blurs."""
+"""Radius of the blur in pixels: a kernel of 9, as in DINOv2."""
 _GRAY = (0.2989, 0.587, 0.114)
 _CACHED_PIXELS = 2**16
 _WHITE = torch.tensor(255.0)
-_UNSEEN = 1e-5
-"""Taps of a blur that weigh less change no pixel by a hundredth of a level."""
+_MIN_TAP = 1e-5
+"""Smallest weight of a tap of a blur that is not left out: lighter ones change no pixel by a hundredth of a level."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """How the colours of N crops change, in the order of the fields."""
+    """The colour changes of N crops, applied in the order of the fields."""
 
     flip: np.ndarray
-    """(N,) bool: left and right change places."""
+    """(N,) bool: mirrored."""
     order: np.ndarray
     """(N,) int64: index into ORDERS; -1: no jitter."""
     jitter: np.ndarray
     """(N, 4) float32: the factors of brightness, contrast and saturation, and the turn of the hue as a share of the circle."""
     gray: np.ndarray
-    """(N,) bool."""
+    """(N,) bool: converted to grayscale."""
     sigma: np.ndarray
     """(N,) float32: standard deviation of the blur in pixels; 0: no blur."""
     solarize: np.ndarray
@@ -48,39 +48,39 @@ class Changes:
 def recolour(crops: Tensor, changes: Changes, mean: Sequence[float] = (0, 0, 0), std: Sequence[float] = (1, 1, 1)) -> Tensor:
     """Change `crops` (N, 3, S, S) uint8, scale them to [0, 1] and normalise by `mean` and `std`: (N, 3, S, S) float32."""
     on_cpu = crops.device.type == "cpu"
-    out = memory.empty(crops.shape) if on_cpu else torch.empty(crops.shape, device=crops.device)
-    together = max(1, _CACHED_PIXELS // crops[0, 0].numel()) if len(crops) else 1
-    alike = np.lexsort((changes.sigma, changes.order))
+    out = recycled_empty(crops.shape) if on_cpu else torch.empty(crops.shape, device=crops.device)
+    chunk = max(1, _CACHED_PIXELS // crops[0, 0].numel()) if len(crops) else 1
+    by_order = np.lexsort((changes.sigma, changes.order))
     groups = [
-        some[start : start + together]
-        for some in np.split(alike, np.flatnonzero(np.diff(changes.order[alike])) + 1)
-        for start in range(0, len(some), together)
+        same_order[start : start + chunk]
+        for same_order in np.split(by_order, np.flatnonzero(np.diff(changes.order[by_order])) + 1)
+        for start in range(0, len(same_order), chunk)
     ]
     # Values stay in [0, 255] until the last two passes.
     deviation = torch.tensor(std, device=crops.device)[:, None, None]
     scale, shift = 1 / (255 * deviation), -torch.tensor(mean, device=crops.device)[:, None, None] / deviation
 
-    scratch = _Scratch.of(together, *crops.shape[2:], device=crops.device)
-    given, made = crops.unbind(), out.unbind()
+    scratch = _Scratch.of(chunk, *crops.shape[2:], device=crops.device)
+    sources, results = crops.unbind(), out.unbind()
     with one_thread() if on_cpu else nullcontext():
         for chosen in groups:
-            here = scratch.part(0, len(chosen))
-            for image, index in zip(here.images.unbind(), chosen.tolist(), strict=True):
-                image.copy_(given[index].flip(2) if changes.flip[index] else given[index])
-            _change(here, changes, chosen)
-            for image, index in zip(here.images.unbind(), chosen.tolist(), strict=True):
-                torch.mul(image, scale, out=made[index]).add_(shift)
+            group = scratch.rows(0, len(chosen))
+            for image, index in zip(group.images.unbind(), chosen.tolist(), strict=True):
+                image.copy_(sources[index].flip(2) if changes.flip[index] else sources[index])
+            _change(group, changes, chosen)
+            for image, index in zip(group.images.unbind(), chosen.tolist(), strict=True):
+                torch.mul(image, scale, out=results[index]).add_(shift)
     return out
 
 
 @dataclass(frozen=True)
 class _Scratch:
-    """Memory for N crops at a time, which stays in the cache where fresh memory would have to be fetched."""
+    """Work space for N crops that is used again for every group, so that it stays in the cache."""
 
     images: Tensor
-    """(N, 3, S, S) float32: what is worked on."""
+    """(N, 3, S, S) float32: the crops."""
     other: Tensor
-    """(N, 3, S, S)."""
+    """(N, 3, S, S): intermediate results, as are the following."""
     planes: Tensor
     """(3, N, 1, S, S)."""
     wide: Tensor
@@ -88,32 +88,33 @@ class _Scratch:
 
     @classmethod
     def of(cls, num: int, height: int, width: int, *, device: torch.device) -> "_Scratch":
-        room = torch.empty(9, num, height, width, device=device)
-        pairs = room[:6].view(2, num, 3, height, width)
+        space = torch.empty(9, num, height, width, device=device)
+        pairs = space[:6].view(2, num, 3, height, width)
         wide = torch.empty(num, 3, height + 2 * BLUR_RADIUS, width + 2 * BLUR_RADIUS, device=device)
-        return cls(pairs[0], pairs[1], room[6:, :, None], wide)
+        return cls(pairs[0], pairs[1], space[6:, :, None], wide)
 
-    def part(self, first: int, end: int) -> "_Scratch":
-        some = slice(first, end)
-        return _Scratch(self.images[some], self.other[some], self.planes[:, some], self.wide[some])
+    def rows(self, first: int, end: int) -> "_Scratch":
+        """The space of some of the crops."""
+        rows = slice(first, end)
+        return _Scratch(self.images[rows], self.other[rows], self.planes[:, rows], self.wide[rows])
 
 
 def _change(scratch: _Scratch, changes: Changes, chosen: np.ndarray) -> None:
-    """Make the changes `chosen` to the images, in place. They have one order and rising sigmas."""
+    """Apply the changes at `chosen` to the images, in place. They have one order of jitter and ascending sigmas."""
     images, num = scratch.images, len(chosen)
     if (order := changes.order[chosen[0]]) >= 0:
         _jitter(scratch, torch.from_numpy(changes.jitter[chosen]).to(images.device), ORDERS[order])
     for number in np.flatnonzero(changes.gray[chosen]).tolist():
-        images[number].copy_(_grayscale(scratch.part(number, number + 1))[0])
+        images[number].copy_(_grayscale(scratch.rows(number, number + 1))[0])
     sharp = int((changes.sigma[chosen] == 0).sum())
     if sharp < num:
-        _blur(scratch.part(sharp, num), changes.sigma[chosen[sharp:]])
+        _blur(scratch.rows(sharp, num), changes.sigma[chosen[sharp:]])
     for number in np.flatnonzero(changes.solarize[chosen]).tolist():
         torch.minimum(images[number], torch.sub(_WHITE, images[number], out=scratch.other[number]), out=images[number])
 
 
 def _grayscale(scratch: _Scratch) -> Tensor:
-    """(N, 1, S, S)."""
+    """The gray values (N, 1, S, S) of the images."""
     red, green, blue = scratch.images.split(1, dim=1)
     gray = torch.mul(red, _GRAY[0], out=scratch.planes[0])
     return gray.add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
@@ -146,7 +147,7 @@ def _turn_hue(scratch: _Scratch, turn: Tensor) -> None:
     torch.maximum(torch.maximum(red, green, out=value), blue, out=value)
     torch.minimum(torch.minimum(red, green, out=chroma), blue, out=chroma)
     torch.sub(value, chroma, out=chroma)
-    # c times the hue in sixths, by which channel is the largest. Comparisons as numbers are far faster than as booleans.
+    # c times the hue in sixths, by which channel is the largest. Comparisons are far faster as numbers than as booleans.
     largest, if_largest, _ = scratch.other.split(1, dim=1)
     torch.sub(red, green, out=hue).add_(chroma, alpha=4)
     torch.sub(blue, red, out=if_largest).add_(chroma, alpha=2)
@@ -164,7 +165,7 @@ def _blur(scratch: _Scratch, sigma: np.ndarray) -> None:
     """Gaussian blur of the images by `sigma` (N,) in place, their borders reflected."""
     weights = np.exp(-0.5 * (np.arange(BLUR_RADIUS + 1)[:, None] / sigma) ** 2)
     weights /= weights[0] + 2 * weights[1:].sum(0)
-    radius = int((weights.max(1) > _UNSEEN).sum()) - 1
+    radius = int((weights.max(1) > _MIN_TAP).sum()) - 1
     taps = torch.from_numpy(weights.astype(np.float32)).to(scratch.images.device)[:, :, None, None, None]
     wide = torch.ops.aten.reflection_pad2d.out(scratch.images, [BLUR_RADIUS] * 4, out=scratch.wide)
     for dim in (2, 3):

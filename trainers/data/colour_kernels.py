@@ -1,8 +1,8 @@
 """Colours of crops on a GPU (Triton): each crop is read once and written once, whatever changes.
 
-Brightness, contrast, saturation and hue come in any order, and what a crop does not change it skips. Contrast needs the mean
-of what it is given, which a kernel takes before. A blur needs neighbours: a crop to be blurred is laid by, its columns and rows
-are blurred in two passes, and the second solarizes and normalises.
+Brightness, contrast, saturation and hue come in any order; what a crop does not change is skipped. Contrast needs the mean of
+its input, which a kernel computes before. A blur needs neighbours: a crop to be blurred is stored aside, its columns and rows
+are blurred in two passes, and the second one solarizes and normalises.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainers.data import device as memory
 from trainers.data.colour import BLUR_RADIUS, ORDERS, Changes
+from trainers.data.tensor_memory import to_device
 
 _PIXELS = 1024
 _NUMBERS = 13
@@ -27,13 +27,13 @@ def recolour(
     std: Sequence[float] = (1, 1, 1),
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """As `colour.recolour`, into `dtype`; crops of which both sides are larger than the blur reaches."""
+    """The same as `colour.recolour`, in `dtype`; for crops whose sides are larger than the radius of the blur."""
     num, _, height, width = crops.shape
     crops, device = crops.contiguous(memory_format=torch.channels_last), crops.device  # as the loader makes them
     out = torch.empty(crops.shape, dtype=dtype, device=device)
     blurred = int((changes.sigma > 0).sum())
-    laid_by = torch.empty(2, blurred, 3, height, width, device=device)
-    table = memory.on(device, _table(changes))
+    aside = torch.empty(2, blurred, 3, height, width, device=device)
+    table = to_device(device, _table(changes))
     normal = torch.tensor([*mean, *std], dtype=torch.float32).to(device, non_blocking=True)
     tiles = triton.cdiv(height * width, _PIXELS)
     sums = torch.empty(num, tiles, device=device)
@@ -41,10 +41,10 @@ def recolour(
     if num:
         _gray_sums[(num, tiles)](crops, table, sums, **sizes)
         gray = sums.sum(1) / (height * width)  # not by atomic additions, whose order changes the last bits
-        _colours[(num, tiles)](crops, table, gray, normal, laid_by, out, **sizes)
+        _colours[(num, tiles)](crops, table, gray, normal, aside, out, **sizes)
     if blurred:
-        chosen = memory.on(device, np.flatnonzero(changes.sigma > 0))
-        for last, (x, into) in enumerate(((laid_by[0], laid_by[1]), (laid_by[1], out))):
+        chosen = to_device(device, np.flatnonzero(changes.sigma > 0))
+        for last, (x, into) in enumerate(((aside[0], aside[1]), (aside[1], out))):
             _blur[(blurred, 3, tiles)](x, chosen, table, normal, into, LAST=bool(last), RADIUS=BLUR_RADIUS, **sizes)
     return out
 
@@ -69,7 +69,7 @@ def _clamp(x):
 
 @triton.jit
 def _of_hue(hue, start, value, chroma):
-    """A channel of a colour, as `colour._turn_hue` has it."""
+    """A channel of a colour, by the formula of `colour._turn_hue`."""
     distance = hue - start
     distance = tl.abs(distance - tl.floor(distance + 0.5))
     return value - 6 * chroma * tl.minimum(tl.maximum(1.0 / 3 - distance, 0.0), 1.0 / 6)
@@ -99,13 +99,13 @@ def _change(red, green, blue, kind, by, mean):
 
 
 @triton.jit
-def _load(crops, mine, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PIXELS: tl.constexpr):
-    """This program's pixels of its crop: where they go (PIXELS,), which are real, and their channels, flipped if asked."""
+def _load(crops, row, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PIXELS: tl.constexpr):
+    """The pixels of this program: positions (PIXELS,), whether they exist, and channels, mirrored if the crop is."""
     pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     real = pixel < HEIGHT * WIDTH
     column = pixel % WIDTH
     mirrored = pixel - column + (WIDTH - 1 - column)
-    source = tl.where(tl.load(mine + 8) > 0, mirrored, pixel)
+    source = tl.where(tl.load(row + 8) > 0, mirrored, pixel)
     at = crops + tl.program_id(0).to(tl.int64) * 3 * HEIGHT * WIDTH + 3 * source
     red = tl.load(at, mask=real, other=0).to(tl.float32)
     green = tl.load(at + 1, mask=real, other=0).to(tl.float32)
@@ -117,17 +117,17 @@ def _load(crops, mine, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PIXELS: tl.con
 def _gray_sums(
     crops, table, sums, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, NUMBERS: tl.constexpr, PIXELS: tl.constexpr
 ):  # fmt: skip
-    """Add up the gray of a tile as it is when contrast comes."""
-    mine = table + tl.program_id(0) * NUMBERS
+    """Sum the gray values of a tile, as they are just before contrast is changed."""
+    row = table + tl.program_id(0) * NUMBERS
     total = 0.0
-    if tl.load(mine) >= 0:
-        _, real, red, green, blue = _load(crops, mine, HEIGHT, WIDTH, PIXELS)
-        comes = True
+    if tl.load(row) >= 0:
+        _, real, red, green, blue = _load(crops, row, HEIGHT, WIDTH, PIXELS)
+        before_contrast = True
         for turn in tl.static_range(4):
-            kind = tl.load(mine + turn).to(tl.int32)
-            comes = comes & (kind != 1)
-            if comes:
-                red, green, blue = _change(red, green, blue, kind, tl.load(mine + 4 + kind), 0.0)
+            kind = tl.load(row + turn).to(tl.int32)
+            before_contrast = before_contrast & (kind != 1)
+            if before_contrast:
+                red, green, blue = _change(red, green, blue, kind, tl.load(row + 4 + kind), 0.0)
         total = tl.sum(tl.where(real, _gray(red, green, blue), 0.0))
     tl.store(sums + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), total)
 
@@ -145,31 +145,31 @@ def _colours(
     table,
     gray_mean,
     normal,
-    laid_by,
+    aside,
     out,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     NUMBERS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    mine = table + tl.program_id(0) * NUMBERS
-    pixel, real, red, green, blue = _load(crops, mine, HEIGHT, WIDTH, PIXELS)
+    row = table + tl.program_id(0) * NUMBERS
+    pixel, real, red, green, blue = _load(crops, row, HEIGHT, WIDTH, PIXELS)
     mean = tl.load(gray_mean + tl.program_id(0))
     for turn in tl.static_range(4):
-        kind = tl.load(mine + turn).to(tl.int32)
+        kind = tl.load(row + turn).to(tl.int32)
         if kind >= 0:
-            red, green, blue = _change(red, green, blue, kind, tl.load(mine + 4 + kind), mean)
-    if tl.load(mine + 9) > 0:
+            red, green, blue = _change(red, green, blue, kind, tl.load(row + 4 + kind), mean)
+    if tl.load(row + 9) > 0:
         red = _gray(red, green, blue)
         green, blue = red, red
-    place = tl.load(mine + 12).to(tl.int32)
+    place = tl.load(row + 12).to(tl.int32)
     if place >= 0:
-        aside = laid_by + place.to(tl.int64) * 3 * HEIGHT * WIDTH + pixel
-        tl.store(aside, red, mask=real)
-        tl.store(aside + HEIGHT * WIDTH, green, mask=real)
-        tl.store(aside + 2 * HEIGHT * WIDTH, blue, mask=real)
+        target = aside + place.to(tl.int64) * 3 * HEIGHT * WIDTH + pixel
+        tl.store(target, red, mask=real)
+        tl.store(target + HEIGHT * WIDTH, green, mask=real)
+        tl.store(target + 2 * HEIGHT * WIDTH, blue, mask=real)
     else:
-        solarize = tl.load(mine + 11)
+        solarize = tl.load(row + 11)
         into = out + tl.program_id(0).to(tl.int64) * 3 * HEIGHT * WIDTH + pixel
         tl.store(into, _finish(red, 0, solarize, normal), mask=real)
         tl.store(into + HEIGHT * WIDTH, _finish(green, 1, solarize, normal), mask=real)
@@ -206,19 +206,17 @@ def _blur(
     NUMBERS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """Along the columns; as the LAST pass along the rows, into the crop's own place in the batch."""
+    """Blur along the columns, or in the LAST pass along the rows and into the crop's place in the batch."""
     crop = tl.load(chosen + tl.program_id(0))
-    mine = table + crop * NUMBERS
+    row = table + crop * NUMBERS
     channel = tl.program_id(1)
     pixel = tl.program_id(2) * PIXELS + tl.arange(0, PIXELS)
     real = pixel < HEIGHT * WIDTH
     plane = (tl.program_id(0).to(tl.int64) * 3 + channel) * HEIGHT * WIDTH
     column = pixel % WIDTH
     if LAST:
-        y = _blurred(x + plane, tl.load(mine + 10), column, 1, WIDTH, real, pixel - column, RADIUS, PIXELS)
-        tl.store(
-            out + (crop * 3 + channel) * HEIGHT * WIDTH + pixel, _finish(y, channel, tl.load(mine + 11), normal), mask=real
-        )
+        y = _blurred(x + plane, tl.load(row + 10), column, 1, WIDTH, real, pixel - column, RADIUS, PIXELS)
+        tl.store(out + (crop * 3 + channel) * HEIGHT * WIDTH + pixel, _finish(y, channel, tl.load(row + 11), normal), mask=real)
     else:
-        y = _blurred(x + plane, tl.load(mine + 10), pixel // WIDTH, WIDTH, HEIGHT, real, column, RADIUS, PIXELS)
+        y = _blurred(x + plane, tl.load(row + 10), pixel // WIDTH, WIDTH, HEIGHT, real, column, RADIUS, PIXELS)
         tl.store(out + plane + pixel, y, mask=real)

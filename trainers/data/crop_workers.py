@@ -1,7 +1,8 @@
-"""Decoding and cutting in processes of their own: threads would hold the interpreter, which whoever trains needs as well.
+"""Worker processes that decode images and cut crops: threads would hold the interpreter, which the training needs as well.
 
-What is to be read, how it is shown and what comes of it lie in memory that the processes share; through pipes go only numbers
-of rows. A server, started when it is first needed, has everything imported and forks them; they end with whom they serve.
+The samples to read, their random draws and the finished crops are in memory that the processes share; pipes carry only row
+numbers. A server process, started when it is first needed, has imported everything and forks the workers; they end together
+with the training that they serve.
 """
 
 import atexit
@@ -28,23 +29,24 @@ import numpy as np
 import torch
 
 from curation.base.errors import DataError
-from trainers.data.samples import SampleList, ShardReader
+from trainers.data.samples import SampleList
+from trainers.data.shard_reader import ShardReader
 from trainers.data.stores import is_url
 from trainers.data.views import Draws, cut
 
 _PAIR = struct.Struct("=2q")
 _PIECES = 4
-"""Of a batch, for each process: few enough to be worth a message, many enough that none waits long for another."""
-_TOGETHER = 16
+"""Pieces of a batch per process: few enough to be worth a message, many enough that no process waits long for another."""
+_READ_TOGETHER = 16
 """Samples of a piece that are read before the first of them is decoded."""
 _FETCHED = 8
-"""Pieces that a process has asked a store for at once."""
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""They reach all processes of a job, but a training first takes one more step, which needs its samples."""
+"""Number of pieces that a process fetches from a store at the same time."""
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that reach all processes of a job, although the training takes one more step first, which needs its samples."""
 
 
 @dataclass(frozen=True)
-class Room:
+class SharedBuffers:
     """The layout of the shared memory: a row for each of `batch_size` samples in each of `slots`, then their crops."""
 
     shards: Sequence[str]
@@ -55,10 +57,10 @@ class Room:
 
     @cached_property
     def _row(self) -> np.dtype:
-        """A sample: its place in the shards, how it is shown, and whether it cannot be."""
+        """The record of a sample: its place in the shards, its random draws, and whether it is bad."""
         numbers, sides = Draws.shapes(sum(count for count, _ in self.views))
-        where = [("shard", "i4"), ("offset", "i8"), ("size", "i8"), ("crc32", "u4"), ("bad", "?")]
-        return np.dtype([*where, ("numbers", "f8", numbers), ("sides", "f8", sides)], align=True)
+        place = [("shard", "i4"), ("offset", "i8"), ("size", "i8"), ("crc32", "u4"), ("bad", "?")]
+        return np.dtype([*place, ("numbers", "f8", numbers), ("sides", "f8", sides)], align=True)
 
     @cached_property
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -78,55 +80,58 @@ class Room:
         return rows, crops
 
 
-class Cutters:
-    """Processes that cut the crops of samples into shared memory, in any of its slots at once."""
+class CropWorkers:
+    """Processes that cut the crops of samples into shared memory, into several slots at the same time."""
 
-    def __init__(self, room: Room, processes: int) -> None:
-        self._size = room.batch_size
-        self._pieces = min(_PIECES * processes, room.batch_size)
-        self._left = [0] * room.slots
-        described = json.dumps(asdict(room)).encode()
+    def __init__(self, buffers: SharedBuffers, processes: int) -> None:
+        self._size = buffers.batch_size
+        self._pieces = min(_PIECES * processes, buffers.batch_size)
+        self._unfinished = [0] * buffers.slots
+        described = json.dumps(asdict(buffers)).encode()
         memory = _unnamed_file()
         tasks, self._tasks = os.pipe()
         self._done, done = os.pipe()
         try:
-            os.truncate(memory, room.num_bytes)
-            os.pwrite(memory, described, room.num_bytes)
-            socket.send_fds(server(), [_PAIR.pack(room.num_bytes, processes)], [memory, tasks, done])
-            self._rows, self._crops = room.arrays(mmap.mmap(memory, 0))
+            os.truncate(memory, buffers.num_bytes)
+            os.pwrite(memory, described, buffers.num_bytes)
+            socket.send_fds(server(), [_PAIR.pack(buffers.num_bytes, processes)], [memory, tasks, done])
+            self._rows, self._crops = buffers.arrays(mmap.mmap(memory, 0))
         finally:
             for descriptor in (memory, tasks, done):
                 os.close(descriptor)
 
     def begin(self, slot: int, samples: SampleList, indices: np.ndarray, draws: Draws) -> None:
-        """Have the samples at `indices` (B,) cut into `slot`."""
+        """Start cutting the samples at `indices` (B,) into `slot`."""
         first, end = slot * self._size, (slot + 1) * self._size
         rows = self._rows[first:end]
         for name in ("shard", "offset", "size", "crc32"):
             rows[name] = getattr(samples, name)[indices]
         rows["numbers"], rows["sides"], rows["bad"] = draws.numbers, draws.sides, False
-        self._left[slot] = self._pieces
-        with suppress(BrokenPipeError):  # if nobody is there any more, `crops` says why
+        self._unfinished[slot] = self._pieces
+        with suppress(BrokenPipeError):  # if the workers are gone, `crops` says why
             for piece in pairwise(np.linspace(first, end, self._pieces + 1).astype(int).tolist()):
                 os.write(self._tasks, _PAIR.pack(*piece))
 
     def crops(self, slot: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Wait for the crops in `slot`, global and local, (V, B, S, S, 3) uint8; and which places lack them, (M,) int64."""
-        while self._left[slot]:
+        """Wait for the crops in `slot`: global and local, (V, B, S, S, 3) uint8, and the places (M,) int64 of bad samples.
+
+        Raises DataError if a worker process has died.
+        """
+        while self._unfinished[slot]:
             record = os.read(self._done, _PAIR.size)
             done, code = _PAIR.unpack(record) if record else (-1, 1)
             if done < 0:
                 raise DataError(
-                    f"A process that decodes images {_fate(code)}. Anything it said stands above. If the machine ran out of "
+                    f"A process that decodes images {_fate(code)}. Its output, if any, is above. If the machine ran out of "
                     "memory, lower train.workers or train.global_batch_size; then run again, which continues."
                 )
-            self._left[done] -= 1
+            self._unfinished[done] -= 1
         bad = self._rows["bad"][slot * self._size : (slot + 1) * self._size]
         return [group[slot] for group in self._crops], np.flatnonzero(bad)
 
     def close(self) -> None:
-        """Let the processes end."""
-        self._rows["size"] = 0  # what is still to be done is no work
+        """End the processes."""
+        self._rows["size"] = 0  # makes the remaining samples no work
         os.close(self._tasks)
         os.close(self._done)
 
@@ -136,7 +141,7 @@ def _fate(code: int) -> str:
 
 
 def _unnamed_file() -> int:
-    """A file in memory where the system has such, not bound by the size of /dev/shm; nothing is left of it after a kill."""
+    """An open file without a name: in memory on Linux, not bound by the size of /dev/shm. A kill leaves nothing of it."""
     if sys.platform == "linux":
         return os.memfd_create("crops")
     with tempfile.TemporaryFile() as file:
@@ -147,48 +152,48 @@ _running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 
 
 def server() -> socket.socket:
-    """Where to ask for processes. Starts what listens there, which takes a few seconds, without waiting for it."""
+    """The socket of the server that forks workers. Starts the server if there is none, which takes seconds, without waiting."""
     global _running
     if _running is None or _running[0].poll() is not None:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        socket_here, socket_there = socket.socketpair()
+        with socket_there:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "trainers.data.crop_workers"],
-                stdin=theirs.fileno(),
+                stdin=socket_there.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
                 start_new_session=True,
             )
-        _running = process, ours
+        _running = process, socket_here
         atexit.register(process.wait)
         atexit.register(process.kill)
     return _running[1]
 
 
 def _serve(control: socket.socket) -> None:
-    """Fork processes for everyone who asks, until nobody can ask any more."""
+    """Fork workers for every request, until the other end of the socket is closed."""
     torch.set_num_threads(1)
-    for number in _IGNORED:
+    for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        asked, descriptors, _, _ = socket.recv_fds(control, _PAIR.size, 3)
-        if not asked:
+        request, descriptors, _, _ = socket.recv_fds(control, _PAIR.size, 3)
+        if not request:
             return
         if not os.fork():
             control.close()
-            _watch(*_PAIR.unpack(asked), *descriptors)
+            _watch(*_PAIR.unpack(request), *descriptors)
             os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
 def _watch(num_bytes: int, processes: int, memory: int, tasks: int, done: int) -> None:
-    """Fork processes that cut, and tell of one that dies."""
+    """Fork the workers, and report on the pipe `done` if one dies."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for _ in range(processes):
         if not os.fork():
-            _or_die(partial(_cut_all, num_bytes, memory, tasks, done))
+            _exit_on_error(partial(_work, num_bytes, memory, tasks, done))
             os._exit(0)
     os.close(tasks)
     for _ in range(processes):
@@ -198,48 +203,47 @@ def _watch(num_bytes: int, processes: int, memory: int, tasks: int, done: int) -
                 os.write(done, _PAIR.pack(-1, code))
 
 
-def _cut_all(num_bytes: int, memory: int, tasks: int, done: int) -> None:
-    """Cut the rows that `tasks` names until it is closed."""
-    room = Room(**json.loads(os.pread(memory, os.fstat(memory).st_size - num_bytes, num_bytes)))
-    rows, crops = room.arrays(mmap.mmap(memory, 0))
+def _work(num_bytes: int, memory: int, tasks: int, done: int) -> None:
+    """Cut the rows named on the pipe `tasks` until it is closed."""
+    buffers = SharedBuffers(**json.loads(os.pread(memory, os.fstat(memory).st_size - num_bytes, num_bytes)))
+    rows, crops = buffers.arrays(mmap.mmap(memory, 0))
     samples = SampleList(
-        shards=tuple(room.shards),
+        shards=tuple(buffers.shards),
         shard=rows["shard"],
         offset=rows["offset"],
         size=rows["size"],
         crc32=rows["crc32"],
         row_id=np.arange(len(rows)),
-        repeats=np.ones(len(rows), dtype=np.int32),
     )
-    # Whoever serves a training tries again: here every sample of a batch would wait for a store that is away.
+    # The training process tries again: here every sample of a batch would wait for a store that cannot be reached.
     reader, draws = ShardReader(samples, tries=1), Draws(rows["numbers"], rows["sides"])
-    for piece in _fetched(tasks, reader) if any(map(is_url, room.shards)) else _pieces(tasks):
-        slot = piece[0] // room.batch_size
-        for some in (piece[first : first + _TOGETHER] for first in range(0, len(piece), _TOGETHER)):
-            into = {row: [crop for group in crops for crop in group[slot, :, row % room.batch_size]] for row in some}
-            good = _cut(some, reader, draws, into)
-            rows["bad"][some.start : some.stop] = [row not in good for row in some]
+    for piece in _fetched(tasks, reader) if any(map(is_url, buffers.shards)) else _pieces(tasks):
+        slot = piece[0] // buffers.batch_size
+        for chunk in (piece[first : first + _READ_TOGETHER] for first in range(0, len(piece), _READ_TOGETHER)):
+            into = {row: [crop for group in crops for crop in group[slot, :, row % buffers.batch_size]] for row in chunk}
+            good = _cut(chunk, reader, draws, into)
+            rows["bad"][chunk.start : chunk.stop] = [row not in good for row in chunk]
         with suppress(BrokenPipeError):
             os.write(done, _PAIR.pack(slot, 0))
 
 
-def _cut(some: range, reader: ShardReader, draws: Draws, into: dict[int, list[np.ndarray]]) -> set[int]:
-    """Cut the samples of these rows; which of them can be."""
+def _cut(rows: range, reader: ShardReader, draws: Draws, into: dict[int, list[np.ndarray]]) -> set[int]:
+    """Cut the samples of `rows` into the crops `into`; returns the rows whose samples are good."""
     contents = {}
-    for row in some:
+    for row in rows:
         with suppress(DataError):
             contents[row] = reader.read(row)
     return contents.keys() - cut(contents, draws, into)
 
 
 def _pieces(tasks: int) -> Iterator[range]:
-    """The rows that `tasks` names, some at a time, until it is closed."""
+    """The pieces, ranges of rows, that are named on the pipe `tasks`, until it is closed."""
     while task := os.read(tasks, _PAIR.size):
         yield range(*_PAIR.unpack(task))
 
 
 def _fetched(tasks: int, reader: ShardReader) -> Iterator[range]:
-    """The same, once what they want of a store is here: several are fetched while one is cut."""
+    """The same pieces, each once its bytes have arrived from a store: several are fetched while one is cut."""
     ready: Queue[range | None] = Queue(1)
 
     def fetch() -> None:
@@ -249,12 +253,12 @@ def _fetched(tasks: int, reader: ShardReader) -> Iterator[range]:
         ready.put(None)
 
     for _ in range(_FETCHED):
-        threading.Thread(target=_or_die, args=[fetch], daemon=True).start()
+        threading.Thread(target=_exit_on_error, args=[fetch], daemon=True).start()
     yield from iter(ready.get, None)
 
 
-def _or_die(work: Callable[[], None]) -> None:
-    """End the process if this fails; who serves it is told."""
+def _exit_on_error(work: Callable[[], None]) -> None:
+    """Call `work`; if it fails, end the process, which the training is then told."""
     try:
         work()
     except BaseException:

@@ -12,7 +12,7 @@ import simplejpeg
 from PIL import Image
 
 from curation.base.errors import DataError
-from trainers.data.jpeg import part
+from trainers.data.jpeg import region
 
 MAX_PIXELS = 100_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -32,14 +32,14 @@ def size_of(content: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-class _Room(threading.local):
-    """Memory of this thread's own: fresh memory of this size would come from the system, page by page, for every image."""
+class _PixelBuffer(threading.local):
+    """Memory for one decoded image per thread: new memory of this size would come from the system, page by page, each time."""
 
     def __init__(self) -> None:
         self.pixels = np.empty(2**25, dtype=np.uint8)
 
 
-_room = _Room()
+_buffer = _PixelBuffer()
 
 
 def decode(content: bytes) -> np.ndarray:
@@ -49,53 +49,53 @@ def decode(content: bytes) -> np.ndarray:
 
 
 class Window(NamedTuple):
-    """What was decoded of an image."""
+    """The decoded region of an image."""
 
     pixels: np.ndarray
-    """(H, W, 3) uint8 RGB; there until this thread decodes another."""
+    """(H, W, 3) uint8 RGB; overwritten when this thread decodes another window."""
     top: int
-    """In the whole image, on the same scale, as is the following."""
+    """Place in the whole image, on the scale of `pixels`."""
     left: int
     reduction: int
-    """How many times smaller it is than in the file, rounded up."""
+    """Factor by which it is smaller than in the file, rounded up."""
 
 
 def decode_window(content: bytes, box: tuple[int, int, int, int], reduction: int) -> Window:
     """Decode at least `box` (top, left, height, width) of one image. Raises DataError with a short reason if it cannot be.
 
-    A JPEG comes out `reduction` (1, 2, 4 or 8) times smaller, which skips most of the work after the entropy coding, and if
-    restart markers allow it without what is far from the box, which skips all work on that, and damage to it is not told. Other
-    formats come out whole.
+    A JPEG is decoded `reduction` (1, 2, 4 or 8) times smaller, which skips most of the work after the entropy coding. Where
+    restart markers allow it, what is far from the box is skipped, and damage there is not noticed. Other formats are decoded
+    whole.
     """
     size = _turbo_size(content)
     if not size:
         return Window(_decode_with_pillow(content), 0, 0, 1)
-    # A decoder smooths colours of a lower resolution, which takes neighbours, unless it has no more than two columns of them.
+    # A decoder smooths subsampled colours, which takes neighbours, unless there are no more than two columns of them.
     border = 4 * reduction
     top, left, height, width = box
     above, beside = min(top, border), min(left, border)
-    found = part(content, (top - above, left - beside, above + height + border, beside + width + border))
-    least, top, left, height, width = found or (content, 0, 0, *size)
-    pixels = _decode_jpeg(least, height, width, reduction, _room.pixels)
+    smaller = region(content, (top - above, left - beside, above + height + border, beside + width + border))
+    content, top, left, height, width = smaller or (content, 0, 0, *size)  # type: ignore[assignment]
+    pixels = _decode_jpeg(content, height, width, reduction, _buffer.pixels)
     return Window(pixels, top // reduction, left // reduction, reduction)
 
 
 def _decode_jpeg(
-    content: bytes | bytearray, height: int, width: int, reduction: int = 1, room: np.ndarray | None = None
+    content: bytes | bytearray, height: int, width: int, reduction: int = 1, buffer: np.ndarray | None = None
 ) -> np.ndarray:
-    """To (H, W, 3) uint8, in `room` if it is large enough."""
+    """Decode to (H, W, 3) uint8, into `buffer` if it is large enough."""
     # The decoder takes the smallest of its scales that gives at least these sides.
-    least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
-    if room is not None and 3 * height * width > room.nbytes:
-        room = None
+    sides = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
+    if buffer is not None and 3 * height * width > buffer.nbytes:
+        buffer = None
     try:
-        return np.asarray(simplejpeg.decode_jpeg(content, colorspace="RGB", buffer=room, **least))
+        return np.asarray(simplejpeg.decode_jpeg(content, colorspace="RGB", buffer=buffer, **sides))
     except ValueError as error:
         raise DataError(f"corrupt JPEG: {error}") from None
 
 
 def _turbo_size(content: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG that libjpeg-turbo takes to RGB. None: what else this may be, it is for Pillow."""
+    """Height and width of a JPEG that libjpeg-turbo decodes to RGB; None for anything else, which Pillow decodes."""
     if not content:
         raise DataError("empty file")
     if not is_jpeg(content):
@@ -105,7 +105,7 @@ def _turbo_size(content: bytes) -> tuple[int, int] | None:
     except KeyError:  # a sampling of colours that simplejpeg has no name for
         return None
     except ValueError as error:
-        if "subsampling" in str(error):  # one that libjpeg-turbo has none for
+        if "subsampling" in str(error):  # a sampling that libjpeg-turbo does not know
             return None
         raise DataError(f"corrupt JPEG: {error}") from None
     _check_size(height, width)
@@ -119,6 +119,7 @@ def _check_size(height: int, width: int) -> None:
 
 @contextmanager
 def _opened_by_pillow(content: bytes) -> Iterator[Image.Image]:
+    """Open an image, its size checked. Raises DataError with a short reason for any failure while it is open."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

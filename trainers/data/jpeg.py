@@ -1,4 +1,4 @@
-"""The layout of JPEG files (ITU-T T.81), and parts of them: restart markers let a decoder begin in the middle of a file."""
+"""The layout of JPEG files (ITU-T T.81), and regions of them: restart markers let a decoder begin in the middle of a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,31 +8,31 @@ from typing import NamedTuple
 import numpy as np
 
 _BLOCK = 8
-"""Pixels along a side of what is coded together."""
+"""Side of a block, in pixels."""
 _SOF = (0xC0, 0xC1)
-"""Begin the frame of a sequential JPEG with Huffman codes."""
+"""Markers that begin the frame of a sequential JPEG with Huffman codes."""
 DHT, DRI, RST0, EOI = 0xC4, 0xDD, 0xD0, 0xD9
 _SOS = 0xDA
 _TABLES = (DHT, DRI, 0xDB, *range(0xE0, 0xF0), 0xFE)
-"""May stand before the frame or the scan: tables, what applications and people have to say."""
+"""Markers that may stand before the frame or the scan: tables, application data and comments."""
 _GRAY, _COLOUR = 1, 3
 """Numbers of components."""
-_MOST_BLOCKS = 4
-"""Of a component in an MCU, in either direction."""
-_WORTH = 0.9
-"""Of an image: a larger part takes longer to cut out of the file than it spares."""
+_MAX_BLOCKS = 4
+"""Largest number of blocks of a component in an MCU, in either direction."""
+_MAX_SHARE = 0.9
+"""Largest share of an image: a larger region takes longer to cut out of the file than its decoding saves."""
 
 
 def segment(marker: int, content: bytes) -> bytes:
-    """A marker with what belongs to it."""
+    """A marker segment: the marker, the length, and `content`."""
     return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content
 
 
 class Component(NamedTuple):
-    """A colour of a scan."""
+    """A colour component of a scan."""
 
     across: int
-    """Blocks of it in an MCU, side by side, and one upon the other."""
+    """Number of its blocks in an MCU, horizontally and vertically."""
     down: int
     dc_table: int
     ac_table: int
@@ -43,19 +43,20 @@ class Layout:
     """A JPEG of one scan, whose MCUs (minimum coded units: some blocks of each component) follow one another row by row."""
 
     height: int
-    """Pixels, and so are the following."""
+    """Height in pixels."""
     width: int
+    """Width in pixels."""
     components: tuple[Component, ...]
     tables: Mapping[int, bytes]
-    """The Huffman tables as the file has them, sixteen counts and then symbols; those of AC begin at 16."""
+    """The Huffman tables as in the file, sixteen counts and then symbols; the numbers of AC tables begin at 16."""
     interval: int
-    """MCUs from one restart marker to the next; 0: there are none."""
+    """Number of MCUs from one restart marker to the next; 0: no restart markers."""
     frame: int
-    """Where the height begins in the file; the width follows."""
+    """Position of the height in the file; the width follows."""
     scan: int
-    """Where the header of the scan begins."""
+    """Position of the header of the scan."""
     data: int
-    """Where the coded data begin."""
+    """Position of the coded data."""
 
     @cached_property
     def mcu(self) -> tuple[int, int]:
@@ -69,7 +70,7 @@ class Layout:
 
 
 def layout(content: bytes) -> Layout | None:
-    """How a JPEG is laid out; None if it is progressive, is for print, has more than one scan, or makes no sense."""
+    """The layout of a JPEG; None if it is progressive, is CMYK, has more than one scan, or is malformed."""
     place, interval, tables = 2, 0, dict[int, bytes]()
     height = width = num_components = frame = 0
     sampling = dict[int, tuple[int, int]]()
@@ -91,14 +92,14 @@ def layout(content: bytes) -> Layout | None:
             elif kind == DRI:
                 interval = int.from_bytes(content[place + 4 : place + 6])
             elif kind == _SOS and frame:
-                # The blocks of a single component lie row by row, however it is said to be sampled (A.2.2).
+                # The blocks of a single component are in row order, whatever sampling the header states (A.2.2).
                 single = num_components == _GRAY
                 components = tuple(
                     Component(*((1, 1) if single else sampling[content[at]]), content[at + 1] >> 4, 16 + (content[at + 1] & 15))
                     for at in range(place + 5, place + 5 + 2 * content[place + 4], 2)
                 )
                 sane = end <= len(content) and height and width and len(components) == num_components in (_GRAY, _COLOUR)
-                if not sane or not all(0 < side <= _MOST_BLOCKS for c in components for side in (c.across, c.down)):
+                if not sane or not all(0 < side <= _MAX_BLOCKS for c in components for side in (c.across, c.down)):
                     return None
                 return Layout(height, width, components, tables, interval, frame, place, end)
             elif kind not in _TABLES:
@@ -109,8 +110,8 @@ def layout(content: bytes) -> Layout | None:
     return None
 
 
-class Part(NamedTuple):
-    """A JPEG of a part of another one, and where it is in that, in pixels."""
+class Region(NamedTuple):
+    """A JPEG of a region of another one, and the place of the region there, in pixels."""
 
     content: bytearray
     top: int
@@ -119,31 +120,31 @@ class Part(NamedTuple):
     width: int
 
 
-def part(content: bytes, box: tuple[int, int, int, int]) -> Part | None:
-    """The least part of a JPEG that has all of `box` (top, left, height, width).
+def region(content: bytes, box: tuple[int, int, int, int]) -> Region | None:
+    """The smallest region of a JPEG that contains `box` (top, left, height, width), as a JPEG.
 
-    It decodes to the same pixels but for two at its inner edges, perhaps: a decoder that smooths colours of a lower resolution
-    looks at their neighbours. None if there are no restart markers at the same places of every row, or most would be left.
+    It decodes to the same pixels except for up to two at its inner edges: a decoder that smooths subsampled colours reads the
+    neighbours. None if there are no restart markers at the same places of every row, or if the region is most of the image.
     """
-    found = layout(content)
-    if found is None or not found.interval or found.grid[1] % found.interval:
+    whole = layout(content)
+    if whole is None or not whole.interval or whole.grid[1] % whole.interval:
         return None
-    # The cells of the grid are from here on intervals, each with the marker that ends it.
-    high, wide = found.mcu[0], found.mcu[1] * found.interval
-    rows, columns = found.grid[0], found.grid[1] // found.interval
+    # From here on the cells of the grid are intervals, each with the marker that ends it.
+    high, wide = whole.mcu[0], whole.mcu[1] * whole.interval
+    rows, columns = whole.grid[0], whole.grid[1] // whole.interval
     top, left, height, width = box
     above, below = top // high, min(-(-(top + height) // high), rows)
     before, after = left // wide, min(-(-(left + width) // wide), columns)
-    if (below - above) * (after - before) > _WORTH * rows * columns:
+    if (below - above) * (after - before) > _MAX_SHARE * rows * columns:
         return None
-    ends = _ends(content, found.data, rows * columns)
+    ends = _ends(content, whole.data, rows * columns)
     if ends is None:
         return None
-    begins = np.concatenate([[found.data], ends[:-1]])
+    begins = np.concatenate([[whole.data], ends[:-1]])
     begins, ends = (places.reshape(rows, columns)[above:below, before:after] for places in (begins, ends))
-    height = min(found.height, below * high) - above * high
-    width = min(found.width, after * wide) - before * wide
-    header = content[: found.frame] + height.to_bytes(2) + width.to_bytes(2) + content[found.frame + 4 : found.data]
+    height = min(whole.height, below * high) - above * high
+    width = min(whole.width, after * wide) - before * wide
+    header = content[: whole.frame] + height.to_bytes(2) + width.to_bytes(2) + content[whole.frame + 4 : whole.data]
     view = memoryview(content)
     pieces = zip(begins[:, 0].tolist(), ends[:, -1].tolist(), strict=True)
     smaller = bytearray().join([header, *(view[begin:end] for begin, end in pieces)])
@@ -151,11 +152,11 @@ def part(content: bytes, box: tuple[int, int, int, int]) -> Part | None:
     kinds = np.frombuffer(smaller, np.uint8)
     kinds[markers] = RST0 + np.arange(len(markers)) % 8
     kinds[-1] = EOI
-    return Part(smaller, above * high, before * wide, height, width)
+    return Region(smaller, above * high, before * wide, height, width)
 
 
 def _ends(content: bytes, begin: int, num_intervals: int) -> np.ndarray | None:
-    """Where the intervals end whose data begin at `begin`, (I,) int64; None if it is not this number."""
+    """The ends (I,) int64 of the intervals whose data begin at `begin`; None if there are not `num_intervals`."""
     data = np.frombuffer(content, np.uint8)[begin:]
     places = np.flatnonzero(data[:-1] == 0xFF)
     kinds = data[places + 1]

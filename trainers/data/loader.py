@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,20 +20,20 @@ from torch import Tensor
 
 from curation.base import rng
 from curation.base.errors import DataError
-from trainers.config import ViewsConfig
-from trainers.data import crop_workers as cutting
-from trainers.data import device as memory
-from trainers.data import stores, views
-from trainers.data.order import Balanced, Distinct, Mixed, Order, OrderName, Shuffled
+from trainers.data import crop_workers, stores, views
+from trainers.data.config import OrderName, ViewsConfig
+from trainers.data.order import order_of
 from trainers.data.resident import ResidentImages
-from trainers.data.samples import RESTORE, UNREADABLE, BadSampleError, SampleList, ShardReader
-from trainers.engine.parallel import ranks_here
+from trainers.data.samples import BadSampleError, SampleList
+from trainers.data.shard_reader import RESTORE, UNREADABLE, ShardReader
+from trainers.data.tensor_memory import recycled_empty
+from trainers.ranks import ranks_per_node
 
-_AHEAD = 2
-_MOST_WORKERS = 8
-_PLANNED = 4096
+_BATCHES_AHEAD = 2
+_MAX_WORKERS = 8
+_PLANNED_POSITIONS = 4096
 _REPLACEMENTS = 20
-_BEFORE_JUDGED = 1000
+_MIN_JUDGED = 1000
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Batch:
     local_crops: Tensor
     """(n, B, 3, L, L) uint8."""
     draws: views.Draws
-    """What colour the crops become."""
+    """The random draws of the samples, which also decide the changes of colour."""
     replaced: np.ndarray
-    """(R,) int64: rows ids that should be here but cannot be read; others stand in for them."""
+    """(R,) int64: row ids of samples that should be here but cannot be read; others take their place."""
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """What one rank shows at a step, and how."""
+    """The samples of one rank at a step, and their random draws."""
 
     positions: np.ndarray
     indices: np.ndarray
@@ -69,14 +69,14 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Replaced:
-    """A sample that another stands in for."""
+    """A sample whose place another one takes, and the reason."""
 
     index: int
-    why: BadSampleError
+    reason: BadSampleError
 
 
 class Loader:
-    """Batches of one rank.
+    """The batches of one rank.
 
     A sample that cannot be read or decoded is replaced by another, drawn by its position in the stream and so the same on any
     number of ranks. More than `max_bad_fraction` of those shown raises DataError; a missing shard does at once.
@@ -94,7 +94,7 @@ class Loader:
         workers: int | None = None,
         order: OrderName = "shuffled",
         max_bad_fraction: float = 0.01,
-        most_resident_bytes: int = 0,
+        max_resident_bytes: int = 0,
         device: torch.device | None = None,
     ) -> None:
         if global_batch_size % world_size:
@@ -102,7 +102,7 @@ class Loader:
                 f"train.global_batch_size {global_batch_size} must be a multiple of the {world_size} ranks. "
                 "Change one of them; the result depends on the global batch size only."
             )
-        if samples.repeats.sum() == 0:
+        if samples.num_entries == 0:
             raise DataError("There is nothing to train on: the training list is empty.")
         if missing := stores.missing(samples.shards):
             raise DataError(f"{len(missing):,} of {len(samples.shards):,} shards are missing, such as {missing[0]}. {RESTORE}")
@@ -110,27 +110,27 @@ class Loader:
         self._reader = ShardReader(samples)
         if any(map(stores.is_url, samples.shards)):
             with suppress(BadSampleError):
-                self._reader.read(0)  # a store that cannot be read is told now, once, and not by every process
-        workers = workers or min(_MOST_WORKERS, max(1, _cores() // ranks_here()))
-        self._resident = ResidentImages.of(samples, most_resident_bytes, device or torch.device("cpu"), workers)
+                self._reader.read(0)  # an unreadable store raises here, once, and not in every process
+        workers = workers or min(_MAX_WORKERS, max(1, _cores() // ranks_per_node()))
+        self._resident = ResidentImages.of(samples, max_resident_bytes, device or torch.device("cpu"), workers)
         self._config = config
         self._seed = seed
         self._global_batch_size = global_batch_size
         self._rank, self._world_size = rank, world_size
         self._workers = workers
         if self._resident is None:
-            cutting.server()  # there by the time that networks are built
-        self._order = _order_of(samples, order, seed, global_batch_size)
+            crop_workers.server()  # ready by the time that networks are built
+        self._order = order_of(samples, order, seed, global_batch_size)
         self._max_bad_fraction = max_bad_fraction
         self._planned: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         self.waited = 0.0
-        """Seconds that whoever iterates over `batches` has waited for them."""
+        """Seconds that the iteration over `batches` has waited for them."""
         self.shown, self.replaced = 0, 0
-        """Samples given out, and those among them that stand in for one that cannot be read."""
+        """Number of samples given out, and of those among them that replace one that cannot be read."""
 
     @property
     def epoch_size(self) -> int:
-        """Samples that one epoch shows, repeats included."""
+        """Number of samples that one epoch shows, repeats included."""
         return self._order.epoch_size
 
     def order(self, positions: np.ndarray) -> np.ndarray:
@@ -147,20 +147,20 @@ class Loader:
         if self._resident is not None:
             yield from (self._from_memory(self._shown(step), self._resident, sizes) for step in steps)
             return
-        room = cutting.Room(
+        buffers = crop_workers.SharedBuffers(
             shards=self._samples.shards,
-            slots=_AHEAD + 1,
+            slots=_BATCHES_AHEAD + 1,
             batch_size=self._global_batch_size // self._world_size,
             views=list(zip((self._config.num_global, self._config.num_local), sizes, strict=True)),
         )
-        with closing(cutting.Cutters(room, self._workers)) as cutters:
+        with closing(crop_workers.CropWorkers(buffers, self._workers)) as workers:
             ahead: deque[_Shown] = deque()
-            for step in range(first_step, first_step + num_steps + _AHEAD):
+            for step in range(first_step, first_step + num_steps + _BATCHES_AHEAD):
                 if step in steps:
                     ahead.append(self._shown(step))
-                    cutters.begin(step % room.slots, self._samples, ahead[-1].indices, ahead[-1].draws)
-                if (due := step - _AHEAD) in steps:
-                    yield self._from_cutters(ahead.popleft(), cutters, due % room.slots)
+                    workers.begin(step % buffers.slots, self._samples, ahead[-1].indices, ahead[-1].draws)
+                if (due := step - _BATCHES_AHEAD) in steps:
+                    yield self._from_workers(ahead.popleft(), workers, due % buffers.slots)
 
     def _shown(self, step: int) -> _Shown:
         positions = self._positions(step)
@@ -171,37 +171,38 @@ class Loader:
         began = time.perf_counter()
         bad = []
         for place in np.flatnonzero(np.isin(shown.indices, list(images.bad))).tolist():
-            why = images.bad[int(shown.indices[place])]
-            bad.append(self._replace(shown, place, why, images.raise_if_bad))
+            reason = images.bad[int(shown.indices[place])]
+            bad.append(self._replace(shown, place, reason, images.raise_if_bad))
         boxes = shown.draws.boxes(slice(None), *images.pixels.shape[2:])
         num = self._config.num_global
         crops = images.cut(shown.indices, boxes[:, :num], sizes[0]), images.cut(shown.indices, boxes[:, num:], sizes[1])
         self.waited += time.perf_counter() - began
         return self._batch(shown, crops, bad)
 
-    def _from_cutters(self, shown: _Shown, cutters: cutting.Cutters, slot: int) -> Batch:
+    def _from_workers(self, shown: _Shown, workers: crop_workers.CropWorkers, slot: int) -> Batch:
         began = time.perf_counter()
-        crops, places = cutters.crops(slot)
+        crops, places = workers.crops(slot)
         bad = []
         for place in places.tolist():
-            use = partial(self._cut, draws=shown.draws, place=place, into=[crop for group in crops for crop in group[:, place]])
+            into = [crop for group in crops for crop in group[:, place]]
+            use = partial(self._cut, draws=shown.draws, place=place, into=into)
             try:
                 use(int(shown.indices[place]))
-            except BadSampleError as why:
-                bad.append(self._replace(shown, place, why, use))
-        first, second = (_own(group).permute(0, 1, 4, 2, 3) for group in crops)
+            except BadSampleError as reason:
+                bad.append(self._replace(shown, place, reason, use))
+        first, second = (_copied(group).permute(0, 1, 4, 2, 3) for group in crops)
         self.waited += time.perf_counter() - began
         return self._batch(shown, (first, second), bad)
 
     def _batch(self, shown: _Shown, crops: tuple[Tensor, Tensor], bad: list["_Replaced"]) -> Batch:
-        """What is given out. Raises DataError once too much of it stands in for what cannot be read."""
+        """The batch to give out. Raises DataError once too many samples are replaced."""
         self.shown += len(shown.indices)
         self.replaced += len(bad)
-        if self.replaced > self._max_bad_fraction * max(self.shown, _BEFORE_JUDGED):
+        if self.replaced > self._max_bad_fraction * max(self.shown, _MIN_JUDGED):
             raise DataError(
                 f"{self.replaced:,} of {self.shown:,} samples could not be read, more than train.max_bad_fraction "
-                f"{self._max_bad_fraction} allows. For example: {bad[0].why}"
-            ) from bad[0].why
+                f"{self._max_bad_fraction} allows. For example: {bad[0].reason}"
+            ) from bad[0].reason
         label = self._samples.label
         return Batch(
             row_id=self._samples.row_id[shown.indices],
@@ -214,23 +215,18 @@ class Loader:
             replaced=self._samples.row_id[[one.index for one in bad]],
         )
 
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        """(N,) int64: samples shown in an epoch up to and with each, repeats included. Needed once a sample is bad."""
-        return np.cumsum(self._samples.repeats, dtype=np.int64)
-
     def _positions(self, step: int) -> np.ndarray:
         """This rank's positions in the stream."""
         start = step * self._global_batch_size
         return np.arange(start + self._rank, start + self._global_batch_size, self._world_size)
 
     def _indices(self, step: int) -> np.ndarray:
-        """What this rank shows at `step`, worked out for many steps at once: few positions cost numpy as much as many.
+        """The indices (B,) that this rank shows at `step`, computed for many steps at once: few cost numpy as much as many.
 
-        But not for many epochs, each of which has an order of its own.
+        But not for more than an epoch, as each epoch has a different order.
         """
         size = self._global_batch_size // self._world_size
-        together = max(1, min(_PLANNED, self.epoch_size) // size)
+        together = max(1, min(_PLANNED_POSITIONS, self.epoch_size) // size)
         block, within = divmod(step, together)
         if self._planned[0] != block:
             steps = range(block * together, (block + 1) * together)
@@ -241,51 +237,31 @@ class Loader:
         if bad := views.cut({place: self._reader.read(index)}, draws, {place: into}):
             raise self._samples.bad(index, f"{bad[place]}. {UNREADABLE}") from bad[place]
 
-    def _replace(self, shown: _Shown, place: int, why: BadSampleError, use: Callable[[int], None]) -> "_Replaced":
-        """Use another sample in place of the one at `place`: the first that `use` takes."""
+    def _replace(self, shown: _Shown, place: int, reason: BadSampleError, use: Callable[[int], None]) -> "_Replaced":
+        """Put another sample at `place`: the first for which `use` does not raise. Raises BadSampleError if there is none."""
         bad = int(shown.indices[place])
         position = shown.positions[place : place + 1]
-        tries = rng.uniform(rng.key(self._seed, "replacements"), position, _REPLACEMENTS)[0] * self._ends[-1]
-        for index in np.searchsorted(self._ends, tries, side="right").tolist():
+        draws = rng.uniform(rng.key(self._seed, "replacements"), position, _REPLACEMENTS)[0]
+        for index in self._samples.rows_of_entries(draws * self._samples.num_entries).tolist():
             try:
                 use(index)
             except BadSampleError as error:
                 last = error
             else:
                 shown.indices[place] = index
-                return _Replaced(bad, why)
+                return _Replaced(bad, reason)
         raise last
 
 
 def _cores() -> int:
-    """Those this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _own(crops: np.ndarray) -> Tensor:
-    """A copy, from where a GPU can fetch it if there is one."""
+def _copied(crops: np.ndarray) -> Tensor:
+    """A copy, in pinned memory if there is a GPU."""
     if torch.cuda.is_available():
         return torch.from_numpy(crops).pin_memory()
-    own = memory.empty(crops.shape, torch.uint8)
-    np.copyto(own.numpy(), crops)  # torch's threads would go on spinning after it, on the cores that decode
-    return own
-
-
-def _order_of(samples: SampleList, name: OrderName, seed: int, global_batch_size: int) -> Order:
-    """The order called `name`. Raises DataError if the list cannot be shown so."""
-    if samples.parts:
-        if name == "distinct":
-            raise DataError("train.order distinct is for one training list: labels of several say nothing of one another.")
-        orders = [
-            _order_of(part, name, rng.key(seed, "part", number), global_batch_size)
-            for number, (part, _) in enumerate(samples.parts)
-        ]
-        offsets = np.cumsum([0, *(len(part) for part, _ in samples.parts)])
-        return Mixed(orders, [weight for _, weight in samples.parts], offsets.tolist(), seed)
-    if name == "shuffled":
-        return Shuffled(samples.repeats, samples.per_epoch, seed)
-    if samples.label is None:
-        raise DataError(f"train.order {name} wants labels: name their column in train.label.")
-    if name == "balanced":
-        return Balanced(samples.repeats, samples.label, samples.per_epoch, seed)
-    return Distinct(samples.repeats, samples.label, samples.per_epoch, seed, global_batch_size)
+    copy = recycled_empty(crops.shape, torch.uint8)
+    np.copyto(copy.numpy(), crops)  # torch's threads would go on spinning afterwards, on the cores that decode
+    return copy

@@ -1,4 +1,4 @@
-"""Small sets: images of one size, decoded once and kept on the device, where crops are cut from whole batches of them."""
+"""Small data sets: images of one size, decoded once and kept on the device, where crops are cut for whole batches."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.data import device as memory
-from trainers.data.samples import BadSampleError, SampleList, ShardReader
+from trainers.data.samples import BadSampleError, SampleList
+from trainers.data.shard_reader import ShardReader
+from trainers.data.tensor_memory import to_device
 
 _CHUNK = 256
 
@@ -19,12 +20,12 @@ class ResidentImages:
         self.pixels = pixels
         """(N, 3, H, W) uint8 on the device."""
         self.bad = bad
-        """Why samples cannot be read, by index; their pixels are black."""
+        """The errors of the samples that cannot be read, by index; their pixels are black."""
 
     @classmethod
-    def of(cls, samples: SampleList, most_bytes: int, device: torch.device, threads: int) -> "ResidentImages | None":
-        """Decode `samples`, if they are of one size and take at most `most_bytes`; else None, soon."""
-        if len(samples) * 3 > most_bytes:  # not a pixel of each: nothing needs to be decoded to see that
+    def of(cls, samples: SampleList, max_bytes: int, device: torch.device, threads: int) -> "ResidentImages | None":
+        """Decode `samples` if they all have one size and take at most `max_bytes`; else return None, early."""
+        if len(samples) * 3 > max_bytes:  # not even one pixel of each fits, which is known without decoding
             return None
         reader = ShardReader(samples)
         bad: dict[int, BadSampleError] = {}
@@ -32,25 +33,25 @@ class ResidentImages:
         def image(index: int) -> np.ndarray | None:
             try:
                 return reader.image(index)
-            except BadSampleError as why:
-                bad[index] = why
+            except BadSampleError as error:
+                bad[index] = error
                 return None
 
-        first = next((found for found in map(image, range(len(samples))) if found is not None), None)
-        if first is None or len(samples) * first.nbytes > most_bytes:
+        first = next((pixels for pixels in map(image, range(len(samples))) if pixels is not None), None)
+        if first is None or len(samples) * first.nbytes > max_bytes:
             return None
-        pixels = np.zeros((len(samples), *first.shape), dtype=np.uint8)
+        decoded = np.zeros((len(samples), *first.shape), dtype=np.uint8)
         with ThreadPoolExecutor(threads, "decode") as pool:
             for start in range(0, len(samples), _CHUNK):
                 chunk = range(start, min(start + _CHUNK, len(samples)))
                 reader.ahead(chunk)
-                for index, found in zip(chunk, pool.map(image, chunk), strict=True):
-                    if found is None:
+                for index, pixels in zip(chunk, pool.map(image, chunk), strict=True):
+                    if pixels is None:
                         continue
-                    if found.shape != first.shape:
+                    if pixels.shape != first.shape:
                         return None
-                    pixels[index] = found
-        return cls(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device), bad)
+                    decoded[index] = pixels
+        return cls(torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous().to(device), bad)
 
     def raise_if_bad(self, index: int) -> None:
         """Raise BadSampleError if that sample cannot be read."""
@@ -64,16 +65,17 @@ class ResidentImages:
         and one for the columns, so all crops of a batch are two batched products.
         """
         device = self.pixels.device
-        images = self.pixels[memory.on(device, indices)].float()
-        top, left, height, width = memory.on(device, boxes).float().permute(2, 1, 0)
+        images = self.pixels[to_device(device, indices)].float()
+        top, left, height, width = to_device(device, boxes).float().permute(2, 1, 0)
         rows, columns = _scaling(top, height, images.shape[2], size), _scaling(left, width, images.shape[3], size)
         return (rows[:, :, None] @ images @ columns[:, :, None].mT).round_().to(torch.uint8)
 
 
 def _scaling(first: Tensor, length: Tensor, whole: int, size: int) -> Tensor:
-    """(…, size, whole): what each of `whole` pixels in a line weighs in each of `size`, where these show a stretch of it.
+    """(…, size, whole): the weight of each of `whole` source pixels in a line in each of `size` scaled pixels.
 
-    The stretches (…) begin at `first`, `length` long. The filter is a triangle, as wide as a pixel of the larger grid.
+    The scaled pixels show the stretch of `length` source pixels from `first` on, both (…). The filter is a triangle as wide as
+    a pixel of the coarser grid.
     """
     pixel = torch.arange(whole, device=first.device) + 0.5
     scale, first, length = (x[..., None, None] for x in (length / size, first, length))

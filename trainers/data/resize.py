@@ -1,4 +1,4 @@
-"""Boxes of images, scaled."""
+"""Cutting and scaling of boxes of images."""
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ def crop_resize(image: np.ndarray, top: int, left: int, height: int, width: int,
 
 
 def crop_resize_into(out: np.ndarray, image: np.ndarray, top: int, left: int, height: int, width: int) -> None:
-    """As `crop_resize`, into `out` (S, S, 3) uint8."""
+    """Cut a box out of (H, W, 3) uint8 and scale it, as `crop_resize` does, into `out` (S, S, 3) uint8."""
     box = image[top : top + height, left : left + width]
     if box.shape == out.shape:
         np.copyto(out, box)
         return
-    # With channels last on both sides torch has vector code, and copies nothing. Views are numpy's: those of torch let go of
-    # the interpreter and want it back, for which threads wait on one another.
+    # With channels last on both sides torch has vector code, and copies nothing. Views are numpy's: torch's release the
+    # interpreter lock and take it again, for which threads wait on one another.
     wide, small = (torch.from_numpy(part.transpose(2, 0, 1)[None]) for part in (box, out))
     torch.ops.aten._upsample_bilinear2d_aa.out(wide, out.shape[:2], False, None, None, out=small)

@@ -1,4 +1,4 @@
-"""Restart markers for JPEGs, without loss, so that a loader decodes only what its crops show (`trainers.data.jpeg.part`).
+"""Restart markers for JPEGs, without loss, so that a loader decodes only what its crops show (`trainers.data.jpeg.region`).
 
 Between two restart markers everything is coded on its own (ITU-T T.81, E.1.4): DC coefficients, coded as their differences from
 the last, begin from 0. So the first differences of an interval are coded anew, and all other codes only move by some bits.
@@ -12,54 +12,54 @@ from numba import njit
 
 from trainers.data.jpeg import DHT, DRI, EOI, RST0, layout, segment
 
-_MOST_INTERVALS = 8
-"""In a row of MCUs: more would spare a crop little more."""
-_LEAST_BYTES = 128
-"""Of an interval, on average: each takes four more."""
+_MAX_INTERVALS = 8
+"""Largest number of intervals in a row of MCUs: more would save little more."""
+_MIN_BYTES = 128
+"""Smallest mean size of an interval: each adds four bytes."""
 _CATEGORIES = bytes(range(12))
-"""How many bits the difference of two DC coefficients has (T.81, table F.1)."""
+"""Numbers of bits that the difference of two DC coefficients may have (T.81, table F.1)."""
 _STANDARD = bytes([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]) + _CATEGORIES
-"""A Huffman table of all of them (T.81, table K.3)."""
-_MOST_DC_BITS = 16 + 11
+"""A Huffman table of all categories (T.81, table K.3)."""
+_MAX_DC_BITS = 16 + 11
 
 
 def with_restarts(content: bytes) -> bytes:
     """The JPEG with restart markers at the same places of every row of MCUs: up to eight, as many as divide it evenly.
 
-    It has the same coefficients, so every decoder makes the same pixels of it, and whatever else the file holds. One that has
-    these markers, is progressive, for print or very small, breaks off, or tells where another image begins in the same file
-    (CIPA DC-007) comes back as it is.
+    The coefficients are the same, so every decoder makes the same pixels of it, and everything else in the file stays. A JPEG
+    comes back unchanged if it has these markers, is progressive, CMYK or very small, is truncated, or holds the position of
+    another image in the same file (CIPA DC-007).
     """
-    found = layout(content)
-    if found is None or b"MPF\0" in content[: found.scan]:
+    whole = layout(content)
+    if whole is None or b"MPF\0" in content[: whole.scan]:
         return content
-    used = sorted({table for c in found.components for table in (c.dc_table, c.ac_table)})
-    if not found.tables.keys() >= set(used):
+    numbers = sorted({table for c in whole.components for table in (c.dc_table, c.ac_table)})
+    if not whole.tables.keys() >= set(numbers):
         return content
-    rows, columns = found.grid
-    most = min(_MOST_INTERVALS, len(content) // (rows * _LEAST_BYTES))
+    rows, columns = whole.grid
+    most = min(_MAX_INTERVALS, len(content) // (rows * _MIN_BYTES))
     if not most:
         return content
     interval = columns // max(count for count in range(1, most + 1) if columns % count == 0)
-    if interval == found.interval:
+    if interval == whole.interval:
         return content
-    tables = {number: _with_all_categories(found.tables[number]) for number in used if number < 16}
+    tables = {number: _with_all_categories(whole.tables[number]) for number in numbers if number < 16}
     blocks = [
-        (component, used.index(c.dc_table), used.index(c.ac_table))
-        for component, c in enumerate(found.components)
+        (component, numbers.index(c.dc_table), numbers.index(c.ac_table))
+        for component, c in enumerate(whole.components)
         for _ in range(c.across * c.down)
     ]
     # Bytes may double, for a 0 follows 0xFF; an interval ends with its marker, and with bits to spare.
-    num_bits = 8 * (len(content) - found.data) + rows * columns * len(blocks) * _MOST_DC_BITS
+    num_bits = 8 * (len(content) - whole.data) + rows * columns * len(blocks) * _MAX_DC_BITS
     out = np.empty(num_bits // 4 + 4 * (rows * columns // interval), np.uint8)
     end, size = _recode(
         np.frombuffer(content, np.uint8),
-        found.data,
+        whole.data,
         np.array(blocks),
-        _symbols(tuple(found.tables[number] for number in used)),
+        _symbols(tuple(whole.tables[number] for number in numbers)),
         np.stack([_codes_of_categories(table) for table in tables.values()]),
         rows * columns,
-        found.interval,
+        whole.interval,
         interval,
         out,
     )
@@ -67,11 +67,11 @@ def with_restarts(content: bytes) -> bytes:
         return content
     new = segment(DHT, b"".join(bytes([number]) + table for number, table in tables.items()))
     new += segment(DRI, interval.to_bytes(2))
-    return content[: found.scan] + new + content[found.scan : found.data] + out[:size].tobytes() + content[end:]
+    return content[: whole.scan] + new + content[whole.scan : whole.data] + out[:size].tobytes() + content[end:]
 
 
 def _with_all_categories(table: bytes) -> bytes:
-    """A Huffman table of DC differences with the codes that it has, and longer ones for those that it lacks."""
+    """A Huffman table of DC differences with its own codes, and longer codes for the categories that it lacks."""
     counts, symbols = list(table[:16]), table[16:]
     if len(symbols) > len(_CATEGORIES):
         return _STANDARD
@@ -85,7 +85,7 @@ def _with_all_categories(table: bytes) -> bytes:
 
 
 def _codes(table: bytes) -> Iterator[tuple[int, int, int]]:
-    """The codes of a Huffman table, how many bits each has, and what it stands for (T.81, annex C)."""
+    """The codes of a Huffman table: (code, number of bits, symbol) of each (T.81, annex C)."""
     code, at = 0, 16
     for length, count in enumerate(table[:16], 1):
         for symbol in table[at : at + count]:
@@ -96,34 +96,34 @@ def _codes(table: bytes) -> Iterator[tuple[int, int, int]]:
 
 @lru_cache(8)
 def _symbols(tables: tuple[bytes, ...]) -> np.ndarray:
-    """(T, 65536) int16: of any 16 bits, how many are the first code, times 256, and what it stands for; 0: nothing."""
-    found = np.zeros((len(tables), 1 << 16), np.int16)
-    for row, table in zip(found, tables, strict=True):
+    """(T, 65536) int16: for any 16 bits the length of the code they begin with, times 256, plus its symbol; 0: no code."""
+    symbols = np.zeros((len(tables), 1 << 16), np.int16)
+    for row, table in zip(symbols, tables, strict=True):
         for code, length, symbol in _codes(table):
             row[code << (16 - length) : (code + 1) << (16 - length)] = length << 8 | symbol
-    return found
+    return symbols
 
 
 @lru_cache(8)
 def _codes_of_categories(table: bytes) -> np.ndarray:
     """(12, 2) int64: the code of each category, and its number of bits."""
-    found = np.zeros((len(_CATEGORIES), 2), np.int64)
+    codes = np.zeros((len(_CATEGORIES), 2), np.int64)
     for code, length, symbol in _codes(table):
-        if symbol < len(found):
-            found[symbol] = code, length
-    return found
+        if symbol < len(codes):
+            codes[symbol] = code, length
+    return codes
 
 
 @njit(boundscheck=True)
 def _recode(data, at, blocks, symbols, new_codes, num_mcus, old_interval, new_interval, out):
-    """Code MCUs in intervals of another length. Where their data end and how many bytes were made; 0, 0 if they make no sense.
+    """Code MCUs in intervals of another length; returns the end of their data and the bytes written, 0, 0 if malformed.
 
-    `blocks` (B, 3): of each block of an MCU its component, and where its tables of DC and AC are in `symbols`. Those of DC come
+    `blocks` (B, 3): for each block of an MCU its component, and the places of its DC and AC tables in `symbols`. DC tables come
     first, and their new codes are at the same places of `new_codes`.
     """
     nonsense, stop = (0, 0), len(data) - 1
     old_last, new_last = np.zeros(3, np.int64), np.zeros(3, np.int64)  # of each component, the last DC coefficient
-    # The lowest `unread` bits are still to be read; the last `lent` of them are zeros, of after the end of the data.
+    # The lowest `unread` bits are still to be read; the last `lent` of them are zeros from after the end of the data.
     bits, unread, lent = 0, 0, 0
     coded, unwritten, size = 0, 0, 0
     for mcu in range(1, num_mcus + 1):
@@ -186,7 +186,7 @@ def _recode(data, at, blocks, symbols, new_codes, num_mcus, old_interval, new_in
 
 @njit(boundscheck=True)
 def _put(out, size, byte):
-    """Write one byte of coded data; the number of bytes then."""
+    """Write one byte of coded data; returns the number of bytes then."""
     out[size] = byte
     if byte != 0xFF:
         return size + 1

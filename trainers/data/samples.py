@@ -1,11 +1,8 @@
-"""Where samples are: the bytes of images inside tar shards, by position."""
+"""A list of samples: where the bytes of each are inside tar shards, how often it is shown, and its label."""
 
-import os
-import time
-import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,86 +11,81 @@ import pyarrow.parquet as pq
 
 from curation.base.errors import DataError
 from trainers.data import stores
-from trainers.data.decoding import decode
+from trainers.data.shared_arrays import map_arrays, save_arrays, write_once
 
 PLACE = ("row_id", "shard", "offset", "size", "crc32")
-"""Columns of an index that say where a sample is, and how to know it."""
+"""Columns of an index that say where the bytes of a sample are, and their checksum."""
+REPEATS = "repeats"
+"""Column of a training list: how often an epoch shows the sample; without it, once."""
 ROWS_PER_EPOCH = "rows_per_epoch"
-"""In the schema's metadata of a training list: how many of its rows an epoch shows, others each time."""
-RESTORE = "Restore it, or shard the source again."
-_CHANGED = f"The shard was changed after it was written. {RESTORE}"
-UNREADABLE = "Its bytes are those that were sharded. Shard the source again, which sets aside what cannot be decoded."
+"""Key in the schema's metadata of a training list: how many of its rows an epoch shows, different ones each time."""
 SHARDS_URL = "shards.url"
-"""Beside an index whose shards were moved into an object store: the URL of where they are now."""
-_OPEN_FILES = 256
+"""File next to an index whose shards were moved to an object store: the URL of the folder they are in now."""
 
 
 @dataclass(frozen=True)
 class SampleList:
-    """Samples inside tar shards: where the bytes of each begin and end. N rows."""
+    """Samples inside tar shards, N rows. The columns are arrays in memory, or read-only maps of files (`mapped_list`)."""
 
     shards: tuple[str, ...]
-    """Paths, or URLs of what fsspec reads."""
+    """Paths, or URLs that fsspec reads."""
     shard: np.ndarray
     """(N,) int32: index into `shards`."""
     offset: np.ndarray
-    """(N,) int64: of the image's first byte in its tar."""
+    """(N,) int64: position of the image's first byte in its tar."""
     size: np.ndarray
-    """(N,) int64: bytes."""
+    """(N,) int64: number of bytes."""
     crc32: np.ndarray
-    """(N,) uint32: of these bytes."""
+    """(N,) uint32: checksum of these bytes."""
     row_id: np.ndarray
     """(N,) int64."""
-    repeats: np.ndarray
-    """(N,) int32: how often an epoch shows the sample."""
+    repeats: np.ndarray | None = None
+    """(N,) int32: how often an epoch shows the sample; None: each once."""
     per_epoch: int | None = None
-    """How many an epoch shows, drawn anew each time; None: all."""
+    """Number of entries that an epoch shows, drawn anew each time; None: all."""
     label: np.ndarray | None = None
-    """(N,) int64: a class or cluster, where the order looks at it."""
+    """(N,) int64: a class or cluster, where the order or the method uses one."""
     parts: tuple[tuple["SampleList", float], ...] = ()
-    """Where this is a mixture: the lists it was joined from, in turn, and the weight of each."""
+    """The lists that a mixture joins, in the order of their rows, with their weights; empty if this is no mixture."""
+    cache: Path | None = field(default=None, compare=False)
+    """Directory that the processes of a machine share for arrays derived from the columns; None: each process has its own."""
 
     @classmethod
     def read(cls, path: Path, shard_directory: Path, label: str | None = None) -> "SampleList":
-        """Read a training list, a Parquet file with the columns that `of` wants."""
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path} is no readable Parquet file: {error}") from error
-        wanted = [*PLACE, *([label] if label else [])]
-        if missing := [name for name in wanted if name not in table.column_names]:
-            raise DataError(f"{path} lacks the columns {missing}; found {table.column_names}.")
-        return cls.of(table, shard_directory, label)
+        """Read a training list, a Parquet file with the columns that `of` takes, into memory."""
+        file = open_list(path, label)
+        return cls.of(file.read(columns=list_columns(file.schema_arrow, label)), shard_directory, label)
 
     @classmethod
     def of(cls, table: pa.Table, shard_directory: Path, label: str | None = None) -> "SampleList":
-        """From the columns of `PLACE`, optionally repeats, and `label`.
+        """Make a list of a table with the columns of `PLACE`, optionally `repeats`, and the column `label` if it is given.
 
-        `shard` is relative to the directory, or to the URL that it has in a file shards.url.
+        The column `shard` is relative to `shard_directory`, or to the URL in the file shards.url there.
         """
-        where = _where(shard_directory)
+        base = shard_base(shard_directory)
         shards = table["shard"].combine_chunks().dictionary_encode()
-        repeats = "repeats" in table.column_names
-        per_epoch = (table.schema.metadata or {}).get(ROWS_PER_EPOCH.encode())
+        repeats = table[REPEATS].to_numpy() if REPEATS in table.column_names else None
         return cls(
-            shards=tuple(f"{where}/{name}" for name in shards.dictionary.to_pylist()),
+            shards=tuple(f"{base}/{name}" for name in shards.dictionary.to_pylist()),
             shard=shards.indices.to_numpy(zero_copy_only=False).astype(np.int32),
             offset=table["offset"].to_numpy(),
             size=table["size"].to_numpy(),
             crc32=table["crc32"].to_numpy(),
             row_id=table["row_id"].to_numpy(),
-            repeats=table["repeats"].to_numpy() if repeats else np.ones(table.num_rows, dtype=np.int32),
-            per_epoch=int(per_epoch) if per_epoch else None,
+            repeats=repeats if repeats is not None and (repeats != 1).any() else None,
+            per_epoch=rows_per_epoch(table.schema),
             label=table[label].to_numpy().astype(np.int64) if label else None,
         )
 
     @classmethod
     def mix(cls, parts: Sequence[tuple["SampleList", float]]) -> "SampleList":
-        """One list of several, each shown as often as its weight says, whatever its size. Row ids stay as they are."""
-        if min(weight for _, weight in parts) < 0 or sum(weight for _, weight in parts) <= 0:
-            raise DataError(f"The weights of a mixture must be positive; found {[weight for _, weight in parts]}.")
+        """Join lists into one whose parts are shown in proportion to their weights, whatever their sizes. Row ids stay."""
+        check_weights([weight for _, weight in parts])
         lists = [samples for samples, _ in parts]
         first_shard = np.cumsum([0, *(len(samples.shards) for samples in lists)])
+        repeats = None
+        if any(samples.repeats is not None for samples in lists):
+            repeats = np.concatenate([np.ones(len(s), np.int32) if s.repeats is None else s.repeats for s in lists])
         return cls(
             shards=tuple(shard for samples in lists for shard in samples.shards),
             shard=np.concatenate([s.shard + first for s, first in zip(lists, first_shard, strict=False)]).astype(np.int32),
@@ -101,103 +93,76 @@ class SampleList:
             size=np.concatenate([samples.size for samples in lists]),
             crc32=np.concatenate([samples.crc32 for samples in lists]),
             row_id=np.concatenate([samples.row_id for samples in lists]),
-            repeats=np.concatenate([samples.repeats for samples in lists]),
+            repeats=repeats,
             parts=tuple(parts),
         )
 
     def __len__(self) -> int:
         return len(self.row_id)
 
+    @cached_property
+    def _entry_ends(self) -> np.ndarray | None:
+        """(N,) int64: number of entries up to and including those of each row; None where every row is one entry."""
+        if self.repeats is None:
+            return None
+        repeats = self.repeats
+        return self.derived("entries", lambda: {"ends": np.cumsum(repeats, dtype=np.int64)})["ends"]
+
+    @property
+    def num_entries(self) -> int:
+        """The number of rows counted with their repeats: a row that an epoch shows three times is three entries."""
+        if self._entry_ends is None:
+            return len(self)
+        return int(self._entry_ends[-1]) if len(self) else 0
+
+    def rows_of_entries(self, entries: np.ndarray) -> np.ndarray:
+        """The rows (B,) int64 of `entries` (B,), which are numbers from 0 up to `num_entries`, whole or not."""
+        if self._entry_ends is None:
+            return entries.astype(np.int64)
+        return np.searchsorted(self._entry_ends, entries, side="right")
+
+    def derived(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Arrays that `make` computes from the columns: once per machine and mapped if there is a `cache`, else in memory."""
+        if self.cache is None:
+            return make()
+        write_once(self.cache / name, lambda directory: save_arrays(directory, make()))
+        return map_arrays(self.cache / name)
+
     def bad(self, index: int, why: str) -> "BadSampleError":
-        """What to tell the user of a sample that cannot be read or decoded."""
+        """The error for a sample that cannot be read or decoded."""
         place = f"{self.row_id[index]} at byte {self.offset[index]} of {self.shards[self.shard[index]]}"
         return BadSampleError(f"Sample {place} cannot be read: {why}")
 
 
 class BadSampleError(DataError):
-    """One sample cannot be read or decoded; others may be."""
+    """One sample cannot be read or decoded; others may be fine."""
 
 
-class ShardReader:
-    """Reads samples by position, from shards that stay open and from stores, from any number of threads."""
-
-    def __init__(self, samples: SampleList, *, tries: int = 5) -> None:
-        """Ask a store so often for what does not come, 1, 2, 4 and 8 seconds apart."""
-        self._samples = samples
-        self._tries = tries
-        self._file = lru_cache(_OPEN_FILES)(lambda shard: _OpenFile(samples.shards[shard]))
-        self._fetched: dict[int, bytes | Exception] = {}
-
-    def ahead(self, indices: Iterable[int]) -> None:
-        """Fetch all of these that are in a store at once, where one after another would wait for each. `read` takes them."""
-        far = [int(index) for index in indices if stores.is_url(self._shard(index))]
-        contents = stores.fetch([self._range(index) for index in far])
-        self._fetched.update(zip(far, contents, strict=True))
-
-    def read(self, index: int) -> bytes:
-        """The bytes of one sample. Raises DataError if its shard cannot be opened, BadSampleError if it does not hold them."""
-        content = self._fetch(index) if stores.is_url(self._shard(index)) else self._pread(index)
-        if len(content) < self._samples.size[index]:
-            raise self._samples.bad(index, f"{len(content):,} of its {self._samples.size[index]:,} bytes are there. {_CHANGED}")
-        if zlib.crc32(content) != self._samples.crc32[index]:
-            raise self._samples.bad(index, f"its bytes do not match their checksum. {_CHANGED}")
-        return content
-
-    def image(self, index: int) -> np.ndarray:
-        """One sample, decoded: (H, W, 3) uint8. Raises as `read` does."""
-        content = self.read(index)
-        try:
-            return decode(content)
-        except DataError as error:
-            raise self._samples.bad(index, f"{error}. {UNREADABLE}") from error
-
-    def _shard(self, index: int) -> str:
-        return self._samples.shards[self._samples.shard[index]]
-
-    def _range(self, index: int) -> stores.Range:
-        return stores.Range(self._shard(index), int(self._samples.offset[index]), int(self._samples.size[index]))
-
-    def _pread(self, index: int) -> bytes:
-        file = self._file(int(self._samples.shard[index]))
-        try:
-            return os.pread(file.descriptor, int(self._samples.size[index]), int(self._samples.offset[index]))
-        except OSError as error:
-            raise self._samples.bad(index, f"{error}. {_CHANGED}") from error
-
-    def _fetch(self, index: int) -> bytes:
-        content = self._fetched.pop(index, None) or stores.fetch([self._range(index)])[0]
-        for tried in range(1, self._tries):
-            if isinstance(content, bytes | FileNotFoundError):
-                break
-            time.sleep(2 ** (tried - 1))
-            content = stores.fetch([self._range(index)])[0]
-        if isinstance(content, FileNotFoundError):
-            raise DataError(f"Shard {self._shard(index)} is not there. {RESTORE}") from content
-        if isinstance(content, Exception):
-            raise DataError(
-                f"Shard {self._shard(index)} cannot be read, tried {self._tries} times: {content!r}. See that the store can be "
-                "reached from here and lets you read; then run again, which continues."
-            ) from content
-        return content
+def open_list(path: Path, label: str | None) -> pq.ParquetFile:
+    """Open a training list. Raises DataError if it is no Parquet file or lacks a column of `PLACE` or the column `label`."""
+    try:
+        file = pq.ParquetFile(path, buffer_size=2**20)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} is no readable Parquet file: {error}") from error
+    names = file.schema_arrow.names
+    if missing := [name for name in (*PLACE, *([label] if label else [])) if name not in names]:
+        raise DataError(f"{path} lacks the columns {missing}; found {names}.")
+    return file
 
 
-class _OpenFile:
-    """Closes when nobody holds it any more, so a thread may read on while others forget the file."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"Shard {path} cannot be opened: {error.strerror}. {RESTORE}") from error
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+def list_columns(schema: pa.Schema, label: str | None) -> list[str]:
+    """The columns of a training list that a `SampleList` holds."""
+    return [*PLACE, *([REPEATS] if REPEATS in schema.names else []), *([label] if label and label not in PLACE else [])]
 
 
-def _where(directory: Path) -> str:
-    """The place of the shards that an index in `directory` means."""
+def rows_per_epoch(schema: pa.Schema) -> int | None:
+    """The number of rows that an epoch shows, as the metadata of a training list says; None: all."""
+    value = (schema.metadata or {}).get(ROWS_PER_EPOCH.encode())
+    return int(value) if value else None
+
+
+def shard_base(directory: Path) -> str:
+    """The path or URL of the folder of the shards that an index in `directory` refers to."""
     moved = directory / SHARDS_URL
     if not moved.exists():
         return str(directory)
@@ -205,3 +170,9 @@ def _where(directory: Path) -> str:
     if not stores.is_url(url):
         raise DataError(f"{moved} must say where the shards are, such as s3://bucket/folder; found {url!r}.")
     return url.rstrip("/")
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Raise DataError unless the weights of a mixture are at least 0 and not all 0."""
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise DataError(f"The weights of a mixture must be positive; found {list(weights)}.")

@@ -12,7 +12,7 @@ from curation.base.errors import DataError
 
 
 class Range(NamedTuple):
-    """Some bytes of an object."""
+    """A range of bytes of an object."""
 
     url: str
     offset: int
@@ -20,60 +20,62 @@ class Range(NamedTuple):
 
 
 def is_url(place: str) -> bool:
-    """Whether this is in a store, not a path."""
+    """Whether this place is a URL of a store rather than a path."""
     return "://" in place
 
 
 def fetch(ranges: Sequence[Range]) -> list[bytes | Exception]:
-    """The bytes of each, all asked for at once; or why they did not come. Fewer come from the end of an object."""
+    """Fetch the ranges, all at once: the bytes of each, fewer at the end of an object, or the error."""
     result: list[bytes | Exception] = [b""] * len(ranges)
     by_store = defaultdict(list)
-    for number, one in enumerate(ranges):
-        if one.size:
-            store, path = _opened(one.url)
-            by_store[store].append((number, path, one.offset, one.offset + one.size))
-    for store, wanted in by_store.items():
-        numbers, paths, first, end = (list(column) for column in zip(*wanted, strict=True))
+    for number, span in enumerate(ranges):
+        if span.size:
+            store, path = _open_store(span.url)
+            by_store[store].append((number, path, span.offset, span.offset + span.size))
+    for store, requests in by_store.items():
+        numbers, paths, first, end = (list(column) for column in zip(*requests, strict=True))
         try:
-            found = store.cat_ranges(paths, first, end, on_error="return")
-        except Exception as error:  # stores have errors of their own
-            found = [error] * len(wanted)
-        for number, content in zip(numbers, found, strict=True):
+            contents = store.cat_ranges(paths, first, end, on_error="return")
+        except Exception as error:  # each store has its own error types
+            contents = [error] * len(requests)
+        for number, content in zip(numbers, contents, strict=True):
             result[number] = _checked(content, ranges[number].size)
     return result
 
 
 def _checked(content: bytes | Exception, size: int) -> bytes | Exception:
     if isinstance(content, bytes):
-        ignored = OSError(f"{len(content):,} bytes came where {size:,} were asked for: this server knows no ranges")
-        return ignored if len(content) > size else content
-    # As an answer of the store or in the words of its library: the range begins beyond the end.
+        too_many = OSError(f"{len(content):,} bytes came where {size:,} were requested: this server does not support ranges")
+        return too_many if len(content) > size else content
+    # The range begins beyond the end: HTTP status 416 of the store, or EINVAL of its library.
     beyond = getattr(content, "status", None) == 416 or getattr(content, "errno", None) == errno.EINVAL
     return b"" if beyond else content
 
 
 def missing(places: Sequence[str]) -> list[str]:
-    """Those of these paths and URLs that are not there. Web servers are not asked, they have no lists of what is there."""
+    """The paths and URLs among `places` that do not exist. Web servers are not asked: they cannot list a folder."""
     by_folder = defaultdict(list)
     for place in places:
         by_folder[place.rpartition("/")[0]].append(place)
-    gone = []
+    absent = []
     for folder, inside in by_folder.items():
-        store, path = _opened(folder)
+        store, path = _open_store(folder)
         if folder.startswith(("http://", "https://")):
             continue
         try:
-            found = {name.rpartition("/")[2] for name in store.ls(path, detail=False)}
+            names = {name.rpartition("/")[2] for name in store.ls(path, detail=False)}
         except FileNotFoundError:
-            found = set()
+            names = set()
         except Exception as error:
-            raise DataError(f"{folder} cannot be listed: {error!r}. See that it can be reached from here, and read.") from error
-        gone += [place for place in inside if place.rpartition("/")[2] not in found]
-    return gone
+            raise DataError(
+                f"{folder} cannot be listed: {error!r}. Check that it can be reached and read from this machine."
+            ) from error
+        absent += [place for place in inside if place.rpartition("/")[2] not in names]
+    return absent
 
 
-def _opened(url: str) -> tuple[AbstractFileSystem, str]:
-    """What reads the URL, and how that calls it. Raises DataError if nothing that is installed does."""
+def _open_store(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL, and the path in it. Raises DataError if no installed library reads such URLs."""
     try:
         return url_to_fs(url)
     except (ImportError, ValueError, TypeError) as error:

@@ -1,8 +1,8 @@
-"""Views of a sample: where each crop is cut and how its colours change, drawn per sample and applied per batch.
+"""Views of a sample: place and colour changes of each crop, drawn per sample and applied per batch.
 
-Geometry differs from image to image and runs on decoded uint8 arrays in processes of the loader's; colour runs on whole batches
-of crops, on the device. The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
-RandomGrayscale, GaussianBlur and RandomSolarize.
+Geometry differs from image to image and runs on decoded uint8 arrays in worker processes of the loader. Colour runs on whole
+batches of crops, on the device. The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip,
+ColorJitter, RandomGrayscale, GaussianBlur and RandomSolarize.
 """
 
 import math
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from curation.base import rng
 from curation.base.errors import DataError
-from trainers.config import ViewsConfig
 from trainers.data.colour import ORDERS, Changes, recolour
+from trainers.data.config import ViewsConfig
 from trainers.data.decoding import decode_window, size_of
 from trainers.data.resize import crop_resize_into
 
@@ -27,14 +27,14 @@ _NUMBERS = _COLOUR + 11
 _RATIO = (3 / 4, 4 / 3)
 _SIGMA = (0.1, 2.0)
 _REDUCTIONS = np.array([1, 2, 4, 8])
-_SPARE = 1.25
-"""Times the pixels of a crop, in each direction, that a JPEG decoded smaller must have. The crop then differs from one cut
-from the whole image by less than bilinear scaling differs from bicubic; at 1.0 it would by twice as much."""
+_OVERSAMPLING = 1.25
+"""Smallest ratio of the pixels of a JPEG that is decoded smaller to those of its crop, in each direction. The crop then differs
+from one cut from the whole image by less than bilinear scaling differs from bicubic; at 1.0 it would differ twice as much."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What decides every view of B samples: V views, the global crops first, then the local ones."""
+    """The random draws for all views of B samples: V views, the global crops first, then the local ones."""
 
     numbers: np.ndarray
     """(B, V, _NUMBERS) float64 in [0, 1): tries of area and ratio, place, colour."""
@@ -43,7 +43,7 @@ class Draws:
 
     @staticmethod
     def shapes(num_views: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of `numbers` and `sides`, for one sample."""
+        """The shapes of `numbers` and `sides` for one sample."""
         return (num_views, _NUMBERS), (num_views, _TRIES, 2)
 
     @classmethod
@@ -61,7 +61,7 @@ class Draws:
     def boxes(self, samples: int | slice | np.ndarray, height: int | np.ndarray, width: int | np.ndarray) -> np.ndarray:
         """The crop boxes (V, 4) int64 of one sample, an image of `height` and `width`, as top, left, height, width.
 
-        Of several (B, V, 4), alike in size or each of its own, (B,).
+        Several samples give (B, V, 4); `height` and `width` are then one number for all, or (B,).
 
         A box covers a uniform share of the area at a log-uniform aspect ratio; the first of ten tries that fits counts, else
         the largest centred box within the ratio's range.
@@ -79,7 +79,7 @@ class Draws:
         return np.concatenate([corner, size], axis=-1).astype(np.int64)
 
     def changes(self, config: ViewsConfig, first_view: int, num_views: int) -> Changes:
-        """How the colours of views `first_view` onwards change: V' B of them, view first."""
+        """The colour changes of `num_views` views from `first_view` on: V' B of them, view first."""
         u = self.numbers[:, first_view : first_view + num_views, _COLOUR:].transpose(1, 0, 2)
         # The chance of blur and solarisation differs between the first global, the second global and the local views.
         view = np.arange(first_view, first_view + num_views)
@@ -98,9 +98,9 @@ class Draws:
 
 
 def cut(contents: Mapping[int, bytes], draws: Draws, crops: Mapping[int, Sequence[np.ndarray]]) -> dict[int, DataError]:
-    """Decode the images of some samples and cut the views of each into its `crops`, V of (S, S, 3) uint8, all alike.
+    """Decode the images of some samples and cut the views of each into its `crops`, V arrays (S, S, 3) uint8 of one size S.
 
-    Returns why some cannot be decoded, by sample.
+    Returns the errors of those that cannot be decoded, by sample.
     """
     bad, sizes = dict[int, DataError](), dict[int, tuple[int, int]]()
     for sample, content in contents.items():
@@ -110,13 +110,13 @@ def cut(contents: Mapping[int, bytes], draws: Draws, crops: Mapping[int, Sequenc
             bad[sample] = error
     if not sizes:
         return bad
-    # Of all samples at once: decoding leaves nothing in the processor's caches of the code of these many small operations,
-    # which took 5 % of the time of an image when they came after each.
+    # For all samples at once: decoding evicts the code of these many small operations from the processor's caches, so that
+    # they took 5 % of the time of an image when they came after each one.
     samples, whole = np.array(list(sizes)), np.array(list(sizes.values()))
     boxes = draws.boxes(samples, *whole.T)
     pixels = [len(crop) for crop in crops[samples[0]]]
-    spare = (boxes[..., 2:].min(axis=-1) / pixels).min(axis=-1) / _SPARE
-    reductions = _REDUCTIONS[np.searchsorted(_REDUCTIONS[1:], spare, side="right")].tolist()
+    ratio = (boxes[..., 2:].min(axis=-1) / pixels).min(axis=-1) / _OVERSAMPLING
+    reductions = _REDUCTIONS[np.searchsorted(_REDUCTIONS[1:], ratio, side="right")].tolist()
     corners = boxes[..., :2].min(axis=1)
     windows = np.concatenate([corners, (boxes[..., :2] + boxes[..., 2:]).max(axis=1) - corners], axis=1).tolist()
     for number, sample in enumerate(sizes):
@@ -125,13 +125,13 @@ def cut(contents: Mapping[int, bytes], draws: Draws, crops: Mapping[int, Sequenc
         except DataError as error:
             bad[sample] = error
             continue
-        here = boxes[number]
+        sample_boxes = boxes[number]
         if reduction > 1:
-            edges = np.concatenate([here[:, :2], here[:, :2] + here[:, 2:]], axis=1)
+            edges = np.concatenate([sample_boxes[:, :2], sample_boxes[:, :2] + sample_boxes[:, 2:]], axis=1)
             smaller = np.ceil(whole[number] / reduction) / whole[number]
             edges = np.rint(edges * np.tile(smaller, 2)).astype(np.int64)
-            here = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
-        for box, crop in zip((here - (top, left, 0, 0)).tolist(), crops[sample], strict=True):
+            sample_boxes = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
+        for box, crop in zip((sample_boxes - (top, left, 0, 0)).tolist(), crops[sample], strict=True):
             crop_resize_into(crop, image, *box)
     return bad
 
@@ -145,7 +145,7 @@ def colour(
     std: Sequence[float] = (1, 1, 1),
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Flip, recolour and normalise `batch` (V', B, 3, S, S) uint8, views `first_view` onwards: the same shape in `dtype`."""
+    """Flip, recolour and normalise views `first_view` onwards, a `batch` (V', B, 3, S, S) uint8: the same shape in `dtype`."""
     changes = draws.changes(config, first_view, len(batch))
     if batch.device.type == "cuda":
         from trainers.data import colour_kernels as kernels

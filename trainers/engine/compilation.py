@@ -1,4 +1,4 @@
-"""Which parts of a network torch.compile is given."""
+"""Compilation of networks by torch.compile, region by region."""
 
 from collections.abc import Iterator
 
@@ -7,23 +7,23 @@ import torch._dynamo
 from torch import nn
 
 from curation.base.errors import ConfigError
-from trainers.config import TrainConfig
-from trainers.engine.parallel import GlobalBatchNorm
+from trainers.engine.config import TrainConfig
 from trainers.methods.method import Method
+from trainers.models.batch_norm import GlobalBatchNorm
 
 _GRAPHS = 8
-"""Of one region: student and teacher, with and without gradients, at two resolutions."""
+"""Graphs of one region: student and teacher, with and without gradients, at two resolutions."""
 
 
 def compile_backbones(method: Method, config: TrainConfig) -> None:
     """Compile the student's and the teacher's backbone, region by region, after `parallelise`.
 
-    A region is a block of `backbone.blocks`, or a whole backbone without such blocks. It is its `forward` that is compiled, not
-    the module: parameters keep their names, and the hooks by which FSDP gathers weights stay outside of the graph. Shapes
-    are static, so that a graph is made for every set of shapes. Blocks that differ in their weights alone share graphs.
+    A region is a block of `backbone.blocks`, or a whole backbone without such blocks. Its `forward` is compiled, not the
+    module: parameters keep their names, and the hooks by which FSDP gathers weights stay outside of the graph. Shapes are
+    static, so that a graph is made for every set of shapes. Blocks that differ only in their weights share graphs.
 
-    Left as they are: regions with a batch norm that speaks to other ranks, and whole backbones that recompute activations
-    inside. Raises ConfigError if there is nothing else and `config` asks for it.
+    Regions with a batch norm that communicates with other ranks, and whole backbones that recompute activations inside, are
+    not compiled. Raises ConfigError if `config` asks for compilation and there is nothing else.
     """
     networks = [network for network in (method.student, getattr(method, "teacher", None)) if network is not None]
     regions = [
@@ -37,7 +37,7 @@ def compile_backbones(method: Method, config: TrainConfig) -> None:
             f"train.compile finds nothing to compile in a {type(method.student.backbone).__name__} whose batch norms work over "
             "several ranks, or which recomputes activations. Leave it out, or set train.ranks=1 and no checkpoint_activations."
         )
-    # Past the limit torch would go on without compiling. With stochastic depth every block has shapes of its own.
+    # Past the limit torch would silently stop compiling. With stochastic depth every block has different shapes.
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _GRAPHS * len(regions))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _GRAPHS * len(regions))
@@ -46,6 +46,7 @@ def compile_backbones(method: Method, config: TrainConfig) -> None:
 
 
 def _regions(backbone: nn.Module, recomputes: bool) -> Iterator[nn.Module]:
+    """The regions of a backbone; `recomputes` says that it recomputes activations."""
     if hasattr(backbone, "blocks"):
         yield from backbone.blocks  # type: ignore[misc]
     elif not recomputes:

@@ -1,4 +1,4 @@
-"""Optimizers, and which parameters get which learning rate and weight decay.
+"""Optimizers, and the learning rate and weight decay of each parameter.
 
 Every optimizer here leaves parameters and state as they are, bit for bit, in a step marked by `skip_if`, and the host never
 waits for that: the mark is a tensor on the device.
@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.optim import Optimizer
 
 from curation.base.errors import ConfigError
-from trainers.config import AdamWConfig, LarsConfig, SgdConfig, TrainConfig
-from trainers.engine.parallel import local
+from trainers.engine.config import AdamWConfig, LarsConfig, SgdConfig, TrainConfig
 from trainers.methods.method import Method
+from trainers.ranks import local_shard
 
 
 def build_optimizer(method: Method, config: TrainConfig) -> Optimizer:
@@ -44,8 +44,8 @@ def set_rates(optimizer: Optimizer, learning_rate: float, weight_decay: float, *
 def skip_if(optimizer: Optimizer, bad: Tensor) -> None:
     """Make the following steps of `optimizer` change nothing while `bad`, a scalar on its device, is true.
 
-    `bad` must be the same on all ranks, as the finiteness of the clipped global gradient norm is. It speaks torch.amp's
-    protocol, in which a GradScaler tells a fused optimizer the same.
+    `bad` must be the same on all ranks, as the finiteness of the clipped global gradient norm is. It uses the attribute
+    by which torch.amp's GradScaler tells a fused optimizer to skip.
     """
     optimizer.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
 
@@ -57,7 +57,7 @@ def parameter_groups(method: Method, *, layer_decay: float = 1.0, patch_embed_ra
     norms, LayerScale) and not to class, position, register and mask tokens.
     "lr_scale": factor of the learning rate; layer_decay ** n for a parameter n layers below the head (Bao et al.,
     "BEiT", ICLR 2022, and DINOv2's code), `patch_embed_rate` times that for the patch embedding.
-    "prototypes": these are outside of the student, prototypes, which methods freeze at first.
+    "prototypes": the parameters are outside of the student: prototypes, which methods freeze at first.
 
     Raises ConfigError if the backbone has no such layers.
     """
@@ -86,7 +86,7 @@ def parameter_groups(method: Method, *, layer_decay: float = 1.0, patch_embed_ra
 
 
 def _layers_below_head(backbone: nn.Module) -> dict[str, int]:
-    """How many layers below the head each parameter of `backbone` lies, by name. The last norm of a ViT counts to the head."""
+    """The number of layers from the head down to each parameter of `backbone`, by name; a ViT's last norm is at 0."""
     if hasattr(backbone, "blocks") and hasattr(backbone, "patch_embed"):
         depth = len(backbone.blocks)  # type: ignore[arg-type]
         stem = re.compile(r"patch_embed\.|norm_pre\.|\w*(token|tokens|pos_embed)$")
@@ -102,7 +102,7 @@ def _layers_below_head(backbone: nn.Module) -> dict[str, int]:
         last = max(layers.values())
         return {name: last + 1 - layer for name, layer in layers.items()}
     raise ConfigError(
-        f"train.layer_decay needs to know the order of the layers, which a {type(backbone).__name__} does not tell. "
+        f"train.layer_decay needs to know the order of the layers, which a {type(backbone).__name__} does not provide. "
         "Set it to 1, or choose a Vision Transformer or a timm model."
     )
 
@@ -134,8 +134,8 @@ class Sgd(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
-            if trained := [parameter for parameter in group["params"] if parameter.grad is not None]:
-                self._update(trained, group)
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                self._update(parameters, group)
 
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         for parameter in parameters:
@@ -169,7 +169,7 @@ class Sgd(Optimizer):
 
     @staticmethod
     def _ratios(parameters: list[nn.Parameter], trust: float, weight_decay: float) -> list[Tensor]:
-        """Of each parameter the ratio r of the class's formula, a scalar on the device."""
+        """The ratio r in the formula of the class for each parameter, scalars on the device."""
         weight = _norms(parameters)
         gradient = _norms([p.grad for p in parameters])
         ratio = trust * weight / (gradient + weight_decay * weight)
@@ -177,8 +177,8 @@ class Sgd(Optimizer):
 
 
 def _shards(tensors: list[Any]) -> list[Tensor]:
-    """What this rank holds of each tensor."""
-    return [local(tensor) for tensor in tensors]
+    """This rank's shard of each tensor."""
+    return [local_shard(tensor) for tensor in tensors]
 
 
 def _norms(tensors: list[Any]) -> Tensor:
@@ -189,6 +189,6 @@ def _norms(tensors: list[Any]) -> Tensor:
         if isinstance(tensor, DTensor):
             layouts.setdefault((tensor.device_mesh, tensor.placements), []).append(index)
     for (mesh, placements), members in layouts.items():
-        held = [Replicate() if isinstance(placement, Replicate) else Partial() for placement in placements]
-        squares[members] = DTensor.from_local(squares[members], mesh, held, run_check=False).full_tensor()
+        partial = [Replicate() if isinstance(placement, Replicate) else Partial() for placement in placements]
+        squares[members] = DTensor.from_local(squares[members], mesh, partial, run_check=False).full_tensor()
     return squares.sqrt()

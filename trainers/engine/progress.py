@@ -1,4 +1,4 @@
-"""What a training tells on its way."""
+"""The progress reports of a training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from trainers.engine.collapse import Health
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """What the loop reports every `log_every` steps."""
+    """A report of the loop, every `log_every` steps."""
 
     step: int
     total_steps: int
@@ -16,10 +16,11 @@ class TrainProgress:
     images_per_second: float
     health: Health
     waiting: float
-    """The share of the time since the last report that went into waiting for samples."""
+    """Share of the time since the last report that was spent waiting for samples."""
     evaluations: tuple[dict[str, Any], ...] = ()
     """Lines of `evaluations.jsonl` since the last report."""
 
     @property
     def finished(self) -> bool:
+        """Whether this was the last step."""
         return self.step == self.total_steps

@@ -1,4 +1,4 @@
-"""What makes the steps of a training: a method, its optimizer, its schedules and its precision, on this rank."""
+"""The step of a training, on this rank: a method, its optimizer, its schedules and its precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,37 +8,32 @@ import torch
 from torch import Tensor
 
 from curation.base import rng
-from trainers.config import TrainConfig, VitConfig
-from trainers.data import device as memory
 from trainers.data import views
 from trainers.data.loader import Batch
+from trainers.data.tensor_memory import to_device
 from trainers.engine.accumulation import backward
 from trainers.engine.compilation import compile_backbones
+from trainers.engine.config import TrainConfig
 from trainers.engine.optimizers import build_optimizer, set_rates, skip_if
-from trainers.engine.parallel import (
-    average,
-    clip_gradients,
-    parallelise,
-    rank,
-    sum_over_ranks,
-    synchronise_batch_norm,
-    world_size,
-)
-from trainers.engine.schedules import cosine, warmup_cosine
+from trainers.engine.parallel import average_gradients, clip_gradients, parallelise
 from trainers.methods.build import build_method
 from trainers.methods.method import Clock, Method, Views
-from trainers.models.encoders import InputRange, build_backbone, recompute_activations, untrained
+from trainers.models.batch_norm import synchronise_batch_norm
+from trainers.models.config import VitConfig
+from trainers.models.encoders import InputRange, build_backbone, recompute_activations, without_weights
+from trainers.ranks import rank, sum_over_ranks, world_size
+from trainers.schedules import cosine, warmup_cosine
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """What a step came to. Every tensor is a scalar on the device, which nobody has waited for."""
+class StepResult:
+    """The result of a step. Every tensor is a scalar on the device that the host has not waited for."""
 
     loss: Tensor
     scalars: dict[str, Tensor]
-    """More of the method's own."""
+    """Further scalars of the method."""
     gradient_norm: Tensor
-    """Before clipping."""
+    """The norm before clipping."""
     good: Tensor
     """1.0, or 0.0 if the loss or the gradient of some rank was not finite, and the step changed nothing."""
     learning_rate: float
@@ -48,7 +43,7 @@ class Engine:
     """The training state of this rank, and the step that changes it. The host never waits for the device in a step."""
 
     def __init__(self, config: TrainConfig, num_samples: int, *, seed: int, device: torch.device) -> None:
-        """For a training list of `num_samples`. All ranks make one together, alike but for the device."""
+        """Build the state for a list of `num_samples`. All ranks do so together, with equal arguments but for the device."""
         self.config, self.seed, self.device = config, seed, device
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.precision = partial[AbstractContextManager[object]](torch.autocast, device.type, torch.bfloat16, enabled=bf16)
@@ -67,12 +62,14 @@ class Engine:
         self._prototypes = [parameter for group in groups if group["prototypes"] for parameter in group["params"]]
 
     def _build(self) -> Method:
-        """With its weights on rank 0. The other ranks get theirs from it, and make none if it is our own encoder's."""
+        """The method, with its weights on rank 0; other ranks receive them, and make none themselves for a VitConfig."""
         encoder = self.config.encoder
-        elsewhere = rank() > 0 and isinstance(encoder, VitConfig)  # timm's models may count on real tensors
-        with torch.random.fork_rng(devices=[]), torch.device("meta") if elsewhere else nullcontext():
+        receives_weights = rank() > 0 and isinstance(encoder, VitConfig)  # timm's models may need real tensors
+        with torch.random.fork_rng(devices=[]), torch.device("meta") if receives_weights else nullcontext():
             torch.manual_seed(rng.key(self.seed, "weights") >> 1)
-            return build_method(self.config.method, lambda: build_backbone(untrained(encoder) if elsewhere else encoder))
+            return build_method(
+                self.config.method, lambda: build_backbone(without_weights(encoder) if receives_weights else encoder)
+            )
 
     def views(self, batch: Batch) -> Views:
         """The batch on the device, its crops coloured and normalised."""
@@ -88,37 +85,37 @@ class Engine:
             for group, first in ((batch.global_crops, 0), (batch.local_crops, 2))
             if len(group)
         ]
-        index, label = (memory.on(self.device, part) for part in (batch.index, batch.label))
+        index, label = (to_device(self.device, array) for array in (batch.index, batch.label))
         return Views(crops, index, label, batch.position)
 
-    def step(self, views: Views, clock: Clock) -> Stepped:
-        """One update of all weights by the samples of all ranks, or none of any if these do not lead to finite numbers."""
+    def step(self, views: Views, clock: Clock) -> StepResult:
+        """Update all weights by the samples of all ranks, or leave all as they are if a loss or gradient is not finite."""
         config, method = self.config, self.method
         rate, frozen = self._rate(clock), method.prototypes_frozen(clock)
         set_rates(self.optimizer, rate, self._weight_decay(clock), prototypes_frozen=frozen)
-        found = backward(
+        output = backward(
             method,
             views,
             clock,
-            parts=config.accumulation,
-            seed=lambda part: torch.manual_seed(rng.key(self.seed, "layers", clock.step, rank(), part) >> 1),
+            pieces=config.accumulation,
+            seed=lambda piece: torch.manual_seed(rng.key(self.seed, "layers", clock.step, rank(), piece) >> 1),
             precision=self.precision,
             recomputes=config.checkpoint_activations,
         )
-        average(self._trained)
-        if frozen:  # they count neither in the norm nor in the optimizer's moments
+        average_gradients(self._trained)
+        if frozen:  # prototypes then count neither in the norm nor in the optimizer's moments
             torch._foreach_zero_([parameter.grad for parameter in self._prototypes])
         norm = clip_gradients(self._trained, config.clip_gradient)
-        good = (norm.isfinite() & found.loss.detach().isfinite()).float()
+        good = (norm.isfinite() & output.loss.detach().isfinite()).float()
         good = (sum_over_ranks(good) == world_size()).float()
         skip_if(self.optimizer, good == 0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        method.after_step(clock, good)
-        return Stepped(found.loss.detach(), found.scalars, norm, good, rate)
+        method.after_step(clock, good, output.remember)
+        return StepResult(output.loss.detach(), output.scalars, norm, good, rate)
 
     def warmup(self, clock: Clock) -> float:
-        """Steps in which the learning rate rises: at most half of all."""
+        """The number of steps in which the learning rate rises: at most half of all."""
         return min(self.config.warmup_epochs * clock.steps_per_epoch, clock.total_steps / 2)
 
     def _rate(self, clock: Clock) -> float:

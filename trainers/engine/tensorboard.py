@@ -1,4 +1,4 @@
-"""TensorBoard event files, made of the lines that a training writes: those stay the only record of what happened."""
+"""TensorBoard event files, made from the lines that a training writes, which remain the only record."""
 
 import io
 import json
@@ -9,17 +9,17 @@ from typing import Any
 
 from curation.base.errors import ConfigError
 from curation.base.files import explained
-from trainers.engine.layout import EVALUATIONS, METRICS
+from trainers.output_files import EVALUATIONS, METRICS
 
 EVENTS = "tensorboard"
 _TAGS = {METRICS: "train", EVALUATIONS: "evaluation"}
 
 
 class TensorBoard:
-    """The events of one training, in `tensorboard` in its directory, which follow its lines whenever they are told to.
+    """The event files of one training, in `tensorboard` in its directory; `update` adds the new lines.
 
-    Events cannot be taken back, but lines can, after a kill for example. So the events are made anew at the start, and when a
-    file of lines is replaced: 0.1 ms a line, while the ranks train on. Raises ConfigError if the package is missing.
+    Events cannot be deleted, but lines can, for example after a kill. So the events are written anew at the start, and when a
+    file of lines is replaced: 0.1 ms a line, while the ranks keep training. Raises ConfigError if the package is missing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -27,10 +27,10 @@ class TensorBoard:
         self._directory = directory
         self._file: io.BufferedWriter | None = None
         self._read: dict[str, tuple[int, int]] = {}
-        """Of each file of lines which one it is, by its inode, and how many of its bytes are written as events."""
+        """For each file of lines its inode, and the number of its bytes that are written as events."""
 
-    def follow(self) -> None:
-        """Write what was added since the last call."""
+    def update(self) -> None:
+        """Write the lines that were added since the last call."""
         paths = {name: self._directory / name for name in _TAGS}
         inodes = {name: path.stat().st_ino for name, path in paths.items() if path.exists()}
         with explained("The events for TensorBoard", self._directory):
@@ -76,5 +76,6 @@ def require_package() -> None:
         import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"train.tensorboard needs a package that is missing ({error}): pip install 'windrow[tensorboard]', or leave it out."
+            f"train.tensorboard needs a package that is missing ({error}): pip install 'windrow[tensorboard]', or set "
+            "train.tensorboard=false."
         ) from error

@@ -1,1 +1,1 @@
-"""What frozen features are worth: nearest neighbours, probes, and measures without labels."""
+"""Evaluation of frozen features: nearest neighbours, linear probes, and measures without labels."""

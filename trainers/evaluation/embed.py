@@ -1,4 +1,4 @@
-"""Run a frozen encoder over samples."""
+"""Features of samples by a frozen encoder."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from trainers.data.resize import to_square
-from trainers.data.samples import SampleList, ShardReader
+from trainers.data.samples import SampleList
+from trainers.data.shard_reader import ShardReader
 from trainers.models.encoders import Encoder
 
 _FETCHED = 256
-"""Files of a store held at once."""
+"""Samples that are fetched from a store at once."""
 
 
 def embed(
@@ -38,14 +39,14 @@ def embed(
 
 
 def squares(samples: SampleList, indices: np.ndarray, size: int) -> np.ndarray:
-    """Samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8. Held in memory: for batches."""
+    """The samples at `indices` (M,), scaled and cut to (M, 3, size, size) uint8, in memory: for batches."""
     reader = ShardReader(samples)
     result = np.empty((len(indices), 3, size, size), dtype=np.uint8)
     with ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool:
         for start in range(0, len(indices), _FETCHED):
-            some = indices[start : start + _FETCHED]
-            reader.ahead(some)
-            images = pool.map(lambda index: to_square(reader.image(int(index)), size).numpy(), some)
+            chunk = indices[start : start + _FETCHED]
+            reader.ahead(chunk)
+            images = pool.map(lambda index: to_square(reader.image(int(index)), size).numpy(), chunk)
             for place, image in enumerate(images, start):
                 result[place] = image
     return result

@@ -1,4 +1,4 @@
-"""What frozen features are worth: with labels a weighted kNN, without them their rank and spread. Probes are in `probes`."""
+"""Scores of frozen features: with labels a weighted kNN, without labels rank and spread. Linear classifiers are in `probes`."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,23 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from curation.base import rng
-from curation.measures.quality import rankme, uniformity
-from trainers.config import EvaluateConfig
+from curation.measures.features import rankme, uniformity
 from trainers.data.samples import SampleList
+from trainers.evaluation.config import EvaluateConfig
 
 _BYTES = 2**30
-"""What a kNN may hold on its device, queries and bank included."""
+"""Largest number of bytes that a kNN holds on its device, queries and bank included."""
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Samples to measure encoders on, and the only place in this package where labels are: M of them, the pool's first."""
+    """M samples to evaluate encoders on, those of the pool first; the only place in this package that has true labels."""
 
     samples: SampleList
     num_pool: int
-    """The first so many are the pool's: measures without labels look at these."""
+    """Number of samples of the pool, which come first; measures without labels use only these."""
     label: np.ndarray
-    """(M,) int64: number of the class, -1 where the source says none."""
+    """(M,) int64: number of the class, -1 where the source has none."""
     is_query: np.ndarray
     """(M,) bool: labelled samples that the other labelled ones classify."""
     config: EvaluateConfig
@@ -33,21 +33,21 @@ class EvaluationSet:
 
     @cached_property
     def bank(self) -> np.ndarray:
-        """(N,) int64: the samples that vote."""
+        """(N,) int64: indices of the samples that vote."""
         return np.flatnonzero((self.label >= 0) & ~self.is_query)
 
     @cached_property
     def queries(self) -> np.ndarray:
-        """(Q,) int64: the samples that are voted on."""
+        """(Q,) int64: indices of the samples that are classified."""
         return np.flatnonzero(self.is_query)
 
     @property
     def is_labelled(self) -> bool:
-        """Whether there is anything to classify, and by what."""
+        """Whether there are both queries and samples that vote."""
         return len(self.bank) > 0 and len(self.queries) > 0
 
     def scores(self, features: np.ndarray, device: torch.device | None = None) -> dict[str, float]:
-        """Of features (M, D) float32: those of `label_free`, and where there are labels the weighted kNN."""
+        """The scores of features (M, D) float32: those of `label_free`, and of the weighted kNN where there are labels."""
         result = label_free(features[: self.num_pool], stream=self.seed)
         if self.is_labelled:
             classes = len(np.unique(self.label[self.label >= 0]))
@@ -56,12 +56,12 @@ class EvaluationSet:
         return result
 
     def classified(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Bank (N, D) and its labels, queries (Q, D) and theirs: what kNN and probes take, out of features (M, D)."""
+        """Split features (M, D) into bank (N, D), its labels, queries (Q, D) and their labels, as kNN and probes take them."""
         return features[self.bank], self.label[self.bank], features[self.queries], self.label[self.queries]
 
 
 def label_free(features: np.ndarray, *, stream: int) -> dict[str, float]:
-    """Measures of features (N, D) that need no labels."""
+    """Measures of features (N, D) that need no labels; `stream` is the random key of the sample they are computed on."""
     sample = features[rng.permute(stream, np.arange(min(2048, len(features))), len(features))]
     return {
         "rankme": rankme(sample),
@@ -88,12 +88,12 @@ def knn_accuracy(
     """
     num_classes = int(max(bank_labels.max(), labels.max())) + 1
     ks = sorted({min(k, len(bank)) for k in config.neighbours})
-    # A query takes its row, its best so far beside those of a block, and its ballot; a bank row its numbers and those of the
-    # unit-length copy.
-    a_query = 4 * bank.shape[1] * 2 + 12 * 3 * ks[-1] + 8 * num_classes
-    queries_at_once = max(1, min(len(queries), budget // 2 // a_query))
-    a_row = 4 * bank.shape[1] * 2 + 4 * queries_at_once
-    rows_at_once = max(ks[-1], budget // 2 // a_row)
+    # Bytes of a query: its row, its best neighbours so far and those of a block, and its ballot. Bytes of a bank row: its
+    # values, those of the unit-length copy, and its similarities.
+    query_bytes = 4 * bank.shape[1] * 2 + 12 * 3 * ks[-1] + 8 * num_classes
+    queries_at_once = max(1, min(len(queries), budget // 2 // query_bytes))
+    row_bytes = 4 * bank.shape[1] * 2 + 4 * queries_at_once
+    rows_at_once = max(ks[-1], budget // 2 // row_bytes)
     targets = torch.from_numpy(bank_labels.astype(np.int64)).to(device)
     hits = dict.fromkeys(ks, 0)
     for start in range(0, len(queries), queries_at_once):
@@ -115,12 +115,12 @@ def _nearest(
     bank: np.ndarray, queries: np.ndarray, k: int, rows_at_once: int, device: torch.device | None
 ) -> tuple[Tensor, Tensor]:
     """Cosine similarities, falling, and indices (M, k) of the k rows of `bank` (N, D) nearest to each of `queries` (M, D)."""
-    asking = F.normalize(torch.tensor(queries, device=device), dim=1)
-    best = torch.empty(len(asking), 0, device=device)
-    index = torch.empty(len(asking), 0, dtype=torch.int64, device=device)
+    directions = F.normalize(torch.tensor(queries, device=device), dim=1)
+    best = torch.empty(len(directions), 0, device=device)
+    index = torch.empty(len(directions), 0, dtype=torch.int64, device=device)
     for start in range(0, len(bank), rows_at_once):
         block = F.normalize(torch.tensor(bank[start : start + rows_at_once], device=device), dim=1)
-        near, which = (asking @ block.T).topk(min(k, len(block)), dim=1)
+        near, which = (directions @ block.T).topk(min(k, len(block)), dim=1)
         best, kept = torch.cat([best, near], dim=1).topk(min(k, best.shape[1] + near.shape[1]), dim=1)
         index = torch.cat([index, which + start], dim=1).gather(1, kept)
     return best, index

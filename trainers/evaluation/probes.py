@@ -1,4 +1,4 @@
-"""Linear classifiers on frozen features: many settings fitted at once, the best chosen on a held-out part of the bank."""
+"""Linear classifiers on frozen features: many settings fitted together, the best chosen on held-out rows of the bank."""
 
 import math
 from collections.abc import Callable
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from curation.base import rng
-from trainers.engine.schedules import cosine
+from trainers.schedules import cosine
 
 RATES = tuple(10 ** (power / 2) for power in range(-8, 1))
 """Learning rates of SGD that are tried: 1e-4 to 1."""
 REGULARISATIONS = tuple(10.0**power for power in range(-5, 3))
 """Inverse regularisations C of logistic regression that are tried, in scikit-learn's sense."""
 _HELD_OUT = 0.2
-_BATCH, _MOMENTUM, _EPOCHS, _LEAST_STEPS = 256, 0.9, 10, 1000
+_BATCH, _MOMENTUM, _EPOCHS, _MIN_STEPS = 256, 0.9, 10, 1000
 _MEMORY, _ITERATIONS, _TOLERANCE = 10, 300, 1e-5
 _LOGITS = 2**26
 """Logits held at once: 256 MiB."""
@@ -33,17 +33,17 @@ def probe_accuracy(
     stream: int,
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """Accuracy on `queries` (M, D) of classifiers fitted to `bank` (N, D), all float32, and the settings they were given.
+    """Accuracy on `queries` (M, D) of classifiers fitted to `bank` (N, D), all float32, and their chosen settings.
 
     "linear" is trained by SGD with "linear_rate", "logistic" is regression to the optimum with "logistic_c". A fifth of the
     bank decides on the setting, then all of it is fitted; queries decide on nothing. Holds a copy of the bank on the device.
     """
-    classes, known = np.unique(bank_labels, return_inverse=True)
+    classes, class_numbers = np.unique(bank_labels, return_inverse=True)
     mean, std = bank.mean(0, dtype=np.float64), bank.std(0, dtype=np.float64) + 1e-6
-    inputs, asked = (_inputs(rows, mean, std, device) for rows in (bank, queries))
-    targets = torch.from_numpy(known).to(device)
+    inputs, query_inputs = (_inputs(rows, mean, std, device) for rows in (bank, queries))
+    targets = torch.from_numpy(class_numbers).to(device)
     truth = torch.from_numpy(np.searchsorted(classes, labels)).to(device)
-    truth[torch.from_numpy(~np.isin(labels, classes)).to(device)] = -1  # a class the bank has not: never recognised
+    truth[torch.from_numpy(~np.isin(labels, classes)).to(device)] = -1  # a class that the bank lacks: always counted as wrong
 
     def sgd(x: Tensor, y: Tensor, rates: Tensor) -> Tensor:
         return fit_sgd(x, y, rates, num_classes=len(classes), stream=stream)
@@ -57,9 +57,9 @@ def probe_accuracy(
         ("logistic", "logistic_c", regression, REGULARISATIONS),
     )
     for name, setting_name, fit, settings in sweeps:
-        tried = torch.tensor(settings, device=device)
-        best = _choose(fit, inputs, targets, tried, stream)
-        accuracy, _ = _score(asked, truth, fit(inputs, targets, tried[best : best + 1]))
+        candidates = torch.tensor(settings, device=device)
+        best = _choose(fit, inputs, targets, candidates, stream)
+        accuracy, _ = _score(query_inputs, truth, fit(inputs, targets, candidates[best : best + 1]))
         result |= {name: float(accuracy), setting_name: settings[best]}
     return result
 
@@ -74,12 +74,12 @@ def _inputs(rows: np.ndarray, mean: np.ndarray, std: np.ndarray, device: torch.d
 
 
 def _choose(fit: Fit, inputs: Tensor, targets: Tensor, settings: Tensor, stream: int) -> int:
-    """Which of `settings` (S,) is most accurate on held-out rows, of equals the one with the smallest loss."""
+    """The index of the most accurate of `settings` (S,) on held-out rows; of equals the one with the smallest loss."""
     num = len(inputs)
     order = torch.from_numpy(rng.permute(rng.key(stream, "held out"), np.arange(num), num)).to(inputs.device)
-    held = order[: max(1, int(num * _HELD_OUT))]
-    rest = order[len(held) :] if num > 1 else order
-    accuracy, loss = _score(inputs[held], targets[held], fit(inputs[rest], targets[rest], settings))
+    held_out = order[: max(1, int(num * _HELD_OUT))]
+    rest = order[len(held_out) :] if num > 1 else order
+    accuracy, loss = _score(inputs[held_out], targets[held_out], fit(inputs[rest], targets[rest], settings))
     return int(torch.where(accuracy == accuracy.max(), loss, torch.inf).argmin())
 
 
@@ -102,7 +102,7 @@ def fit_sgd(inputs: Tensor, targets: Tensor, rates: Tensor, *, num_classes: int,
     num = len(inputs)
     weights = torch.zeros(len(rates), num_classes, inputs.shape[1], device=inputs.device)
     momentum = torch.zeros_like(weights)
-    epochs = max(_EPOCHS, math.ceil(_LEAST_STEPS / math.ceil(num / _BATCH)))
+    epochs = max(_EPOCHS, math.ceil(_MIN_STEPS / math.ceil(num / _BATCH)))
     step, steps = 0, epochs * math.ceil(num / _BATCH)
     for epoch in range(epochs):
         order = rng.tickets(rng.key(stream, "batches", epoch), 0, num).argsort(kind="stable")
@@ -129,9 +129,9 @@ def fit_logistic(inputs: Tensor, targets: Tensor, regularisations: Tensor, *, nu
         loss = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
         gradient = torch.zeros_like(weights)
         for rows, labels in _blocks(inputs, targets, weights):
-            part = cross_entropy(rows, labels, weights)
-            loss += part[0]
-            gradient += part[1]
+            block_loss, block_gradient = cross_entropy(rows, labels, weights)
+            loss += block_loss
+            gradient += block_gradient
         shrunk = weights.clone()
         shrunk[:, :, -1] = 0
         loss = loss / num + penalty[which] * shrunk.square().sum((1, 2)) / 2
@@ -152,33 +152,33 @@ def cross_entropy(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Ten
 
 
 def _at(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N, S) of logits (N, S, C): those of the targets (N,)."""
+    """The logits (N, S) of the targets (N,), out of (N, S, C)."""
     return logits.gather(2, targets[:, None, None].expand(-1, logits.shape[1], 1))[:, :, 0]
 
 
 def _blocks(inputs: Tensor, targets: Tensor, weights: Tensor) -> "zip[tuple[Tensor, Tensor]]":
-    """Rows and labels, so many at a time that their logits stay within bounds."""
+    """Blocks of rows and labels, small enough that their logits stay within `_LOGITS`."""
     rows = max(1, _LOGITS // (weights.shape[0] * weights.shape[1]))
     return zip(inputs.split(rows), targets.split(rows), strict=True)
 
 
 def minimise(objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], start: Tensor) -> Tensor:
-    """Minima (S, P) of S smooth convex functions at once, by L-BFGS from `start` (S, P), each with steps of its own.
+    """Minima (S, P) of S smooth convex functions together, by L-BFGS from `start` (S, P), each with its own step sizes.
 
     Nocedal and Wright, "Numerical Optimization", 2006, algorithms 7.4 and 3.1. `objective(points (A, P), which (A,))` gives
-    the values (A,) and gradients (A, P) of functions `which`; those that are done, by the largest number of their gradient,
-    are not asked again.
+    the values (A,) and gradients (A, P) of functions `which`; functions whose largest gradient entry is within the tolerance
+    are not evaluated again.
     """
     result, which = start.clone(), torch.arange(len(start), device=start.device)
     point = start
     value, gradient = objective(point, which)
     history: list[tuple[Tensor, Tensor]] = []  # steps and changes of the gradient, both (A, P)
     for _ in range(_ITERATIONS):
-        going = gradient.abs().amax(1) > _TOLERANCE
-        if not going.all():
+        active = gradient.abs().amax(1) > _TOLERANCE
+        if not active.all():
             result[which] = point
-            which, point, value, gradient = which[going], point[going], value[going], gradient[going]
-            history = [(step[going], change[going]) for step, change in history]
+            which, point, value, gradient = which[active], point[active], value[active], gradient[active]
+            history = [(step[active], change[active]) for step, change in history]
             if not len(which):
                 return result
         direction = _direction(gradient, history)
@@ -187,7 +187,7 @@ def minimise(objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], start
         for _ in range(30):
             step = size[:, None] * direction
             new_value, new_gradient = objective(point + step, which)
-            # The last term is what float32 cannot tell apart.
+            # The last term allows for the rounding of float32.
             enough = new_value <= value + 1e-4 * size * slope + 1e-6 * value.abs()
             if enough.all():
                 break
@@ -199,7 +199,7 @@ def minimise(objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], start
 
 
 def _direction(gradient: Tensor, history: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Minus the inverse Hessian that `history` tells of, times the gradient: (A, P)."""
+    """Minus the gradient times the inverse Hessian that `history` approximates: (A, P)."""
     if not history:
         return -gradient / torch.linalg.vector_norm(gradient, dim=1, keepdim=True).clamp_min(1)
     curvatures = [torch.linalg.vecdot(step, change) for step, change in history]

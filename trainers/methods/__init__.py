@@ -1,1 +1,1 @@
-"""Self-supervised methods: one file each, from its paper; `method` is what all of them keep."""
+"""Training methods, one file each, from its paper; `method` has their interface, `build` their table."""

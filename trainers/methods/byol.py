@@ -1,4 +1,4 @@
-"""BYOL: the student predicts what its slowly following teacher makes of another view.
+"""BYOL: the student predicts the embedding that its moving average, the teacher, gives another view.
 
 Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020.
 """
@@ -10,25 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.methods.config import ByolConfig
-from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of
-from trainers.models.heads import Network, mlp, width
+from trainers.methods.method import Clock, EmaTeacherMethod, StepOutput, Views, copy_of
+from trainers.models.heads import Encoded, Network, feature_dim, mlp
 
 
-class Byol(TaughtMethod):
+class Byol(EmaTeacherMethod):
+    """A student with a predictor, and a teacher."""
+
     def __init__(self, config: ByolConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
 
         def network() -> Network:
             encoder = backbone()
-            projector = mlp([width(encoder), config.hidden_dim, config.dim])
+            projector = mlp([feature_dim(encoder), config.hidden_dim, config.dim])
             return Network(encoder, projector, mlp([config.dim, config.hidden_dim, config.dim]))
 
         self.student = network()
         self.teacher = copy_of(self.student, network)
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
-        return StepOutput(regression(outputs[0].float(), targets[0].float()))
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
+        return StepOutput(regression(outputs.embeddings.float(), targets.embeddings.float()))
 
 
 def regression(predictions: Tensor, targets: Tensor) -> Tensor:

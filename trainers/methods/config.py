@@ -1,4 +1,4 @@
-"""What a user may set about each method. Defaults are of its paper or its authors' code, for data of ImageNet's size."""
+"""Settings of the methods. Defaults are those of the paper or the authors' code, for data of ImageNet's size."""
 
 from typing import Annotated, Literal
 
@@ -12,15 +12,19 @@ Size = Annotated[int, Field(ge=1)]
 
 
 class PrototypesConfig(Config):
-    """What methods with learned prototypes share."""
+    """Settings that methods with learned prototypes share."""
 
     prototypes: int = Field(default=3000, ge=2)
+    """Number of prototypes."""
     hidden_dim: Size = 2048
+    """Width of the hidden layers of the projector."""
     bottleneck_dim: Size = 128
+    """Width of the projected embedding that is compared with the prototypes."""
     nested: Annotated[int, Field(ge=1, le=8)] = 1
-    """Projectors and prototypes on the whole feature, on its first half, its first quarter, …, so many in all, with prototypes
-    in proportion: a prefix of the feature is then a feature too (Franca 2025)."""
+    """Number of projectors with prototypes: on the whole feature, its first half, its first quarter, …, with prototypes in
+    proportion. A prefix of the feature is then a useful feature, too (Franca 2025)."""
     freeze_prototypes_epochs: float = Field(default=1, ge=0)
+    """Epochs at the start in which the prototypes are not trained."""
 
 
 class DinoConfig(PrototypesConfig):
@@ -32,13 +36,14 @@ class DinoConfig(PrototypesConfig):
     student_temperature: Temperature = 0.1
     teacher_temperature: Temperature = 0.04
     teacher_temperature_start: Temperature = 0.04
-    """Rises linearly from here over `teacher_warmup_epochs`."""
+    """Teacher temperature at the start; rises linearly to `teacher_temperature` over `teacher_warmup_epochs`."""
     teacher_warmup_epochs: float = Field(default=0, ge=0)
     momentum: Momentum = 0.996
-    """Of the teacher; rises to 1 on a cosine."""
+    """Momentum of the teacher's moving average at the start; rises to 1 on a cosine."""
     targets: Literal["centering", "sinkhorn"] = "centering"
-    """How the teacher's targets are kept apart: by subtracting their mean, or by three iterations of Sinkhorn-Knopp."""
+    """Protection of the teacher's targets from collapse: their mean is subtracted, or three Sinkhorn-Knopp iterations run."""
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of the moving average that is subtracted."""
 
 
 class IbotConfig(DinoConfig):
@@ -47,15 +52,16 @@ class IbotConfig(DinoConfig):
     type: Literal["ibot"] = "ibot"  # type: ignore[assignment]
     prototypes: int = Field(default=8192, ge=2)
     mask_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """How often a global crop has hidden patches."""
+    """Probability that a global crop has hidden patches."""
     mask_ratio: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0, lt=1)]] = (0.1, 0.5)
-    """Share of its patches that are hidden, drawn uniformly."""
+    """Range of the share of its patches that are hidden, drawn uniformly."""
     patch_weight: float = Field(default=1, ge=0)
+    """Weight of the patch loss."""
 
     @model_validator(mode="after")
     def _ratio_ascends(self) -> "IbotConfig":
         if self.mask_ratio[0] > self.mask_ratio[1]:
-            raise ValueError(f"mask_ratio runs from small to large; found {list(self.mask_ratio)}")
+            raise ValueError(f"mask_ratio must be [smallest, largest]; found {list(self.mask_ratio)}")
         return self
 
 
@@ -66,6 +72,7 @@ class Dinov2Config(IbotConfig):
     prototypes: int = Field(default=65536, ge=2)
     targets: Literal["centering", "sinkhorn"] = "sinkhorn"
     koleo_weight: float = Field(default=0.1, ge=0)
+    """Weight of the KoLeo loss."""
     teacher_temperature: Temperature = 0.07
     teacher_warmup_epochs: float = Field(default=30, ge=0)
     momentum: Momentum = 0.992
@@ -80,19 +87,20 @@ class SwavConfig(PrototypesConfig):
     """Entropy regularisation of the Sinkhorn codes."""
     sinkhorn_iterations: Size = 3
     queue: int = Field(default=0, ge=0)
-    """Embeddings of earlier samples that take part in the codes, for batches smaller than the number of prototypes; 0: none."""
+    """Number of embeddings of earlier samples that take part in the codes, for batches with fewer samples than prototypes."""
     queue_start_epoch: float = Field(default=15, ge=0)
+    """Epoch from which the queue is used."""
 
 
 class DeepClusterConfig(PrototypesConfig):
-    """DeepCluster-v2 (Caron et al. 2020, appendix): every epoch k-means of the last epoch's embeddings gives the prototypes."""
+    """DeepCluster-v2 (Caron et al. 2020, appendix): before every epoch, k-means of the last embeddings gives the prototypes."""
 
     type: Literal["deepcluster-v2"] = "deepcluster-v2"
     heads: Size = 3
-    """Clusterings, each with its own seeds."""
+    """Number of clusterings, each with its own seeds."""
     temperature: Temperature = 0.1
     iterations: Size = 10
-    """Of the spherical k-means."""
+    """Iterations of the spherical k-means."""
     nested: Literal[1] = 1
     freeze_prototypes_epochs: Literal[0] = 0
 
@@ -115,7 +123,7 @@ class MocoV2Config(Config):
     temperature: Temperature = 0.2
     momentum: Momentum = 0.999
     queue: Size = 65536
-    """Keys of earlier samples that serve as negatives."""
+    """Number of keys of earlier samples that serve as negatives."""
 
 
 class MocoV3Config(Config):
@@ -126,7 +134,7 @@ class MocoV3Config(Config):
     dim: Size = 256
     temperature: Temperature = 0.2
     momentum: Momentum = 0.99
-    """Of the teacher; rises to 1 on a cosine."""
+    """Momentum of the teacher's moving average at the start; rises to 1 on a cosine."""
 
 
 class ByolConfig(Config):
@@ -136,7 +144,7 @@ class ByolConfig(Config):
     hidden_dim: Size = 4096
     dim: Size = 256
     momentum: Momentum = 0.996
-    """Of the teacher; rises to 1 on a cosine."""
+    """Momentum of the teacher's moving average at the start; rises to 1 on a cosine."""
 
 
 class BarlowTwinsConfig(Config):
@@ -166,9 +174,9 @@ class WmseConfig(Config):
     hidden_dim: Size = 1024
     dim: Size = 64
     slice_size: Annotated[int, Field(ge=2)] = 128
-    """Samples whitened together; must divide the global batch and be larger than `dim`."""
+    """Number of samples whitened together; must divide the global batch and be larger than `dim`."""
     permutations: Size = 1
-    """How often the batch is cut into slices."""
+    """Number of random cuts of the batch into slices."""
 
     @model_validator(mode="after")
     def _has_rank(self) -> "WmseConfig":
@@ -180,7 +188,7 @@ class WmseConfig(Config):
 
 
 class NpidConfig(Config):
-    """Instance discrimination with a memory bank (Wu et al. 2018). Sees the first global crop only."""
+    """Instance discrimination with a memory bank (Wu et al. 2018). Uses only the first global crop."""
 
     type: Literal["npid"] = "npid"
     dim: Size = 128
@@ -188,7 +196,7 @@ class NpidConfig(Config):
     negatives: Size = 4096
     bank_momentum: Momentum = 0.5
     proximal_weight: float = Field(default=0, ge=0)
-    """Of the squared distance to the bank's entry."""
+    """Weight of the squared distance to the bank's entry."""
 
 
 class SupconConfig(SimclrConfig):
@@ -202,6 +210,7 @@ class ClassifyConfig(Config):
 
     type: Literal["classify"] = "classify"
     classes: Annotated[int, Field(ge=2)] = 1000
+    """Number of classes."""
     label_smoothing: float = Field(default=0, ge=0, lt=1)
 
 

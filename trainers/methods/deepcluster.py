@@ -1,4 +1,4 @@
-"""DeepCluster-v2: once an epoch, k-means of what the epoch before saw gives every sample its class.
+"""DeepCluster-v2: before each epoch, k-means of the last epoch's embeddings gives every sample its class.
 
 Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020, appendix D.
 """
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from curation.base import rng
 from curation.base.collectives import Alone, TorchCollectives
 from curation.embeddings.source import ArraySource
-from curation.kmeans.lloyd import kmeans
-from trainers.engine.parallel import gather
+from curation.kmeans.lloyd import KMeans, KMeansOptions
 from trainers.methods.config import DeepClusterConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, mlp, width
+from trainers.models.heads import Encoded, Network, feature_dim, mlp
+from trainers.ranks import gather
 
 
 class DeepCluster(Method):
+    """A student; a `memory` (N, 2, D) of embeddings; `prototypes` (H, K, D) and the `assignment` (H, N) to them."""
+
     memory: Tensor
     prototypes: Tensor
     assignment: Tensor
@@ -29,7 +31,7 @@ class DeepCluster(Method):
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.bottleneck_dim]))
+        self.student = Network(encoder, mlp([feature_dim(encoder), config.hidden_dim, config.bottleneck_dim]))
         self.register_buffer("memory", torch.zeros(0, 2, config.bottleneck_dim, dtype=torch.float16))
         self.register_buffer("prototypes", torch.zeros(config.heads, config.prototypes, config.bottleneck_dim))
         self.register_buffer("assignment", torch.zeros(config.heads, 0, dtype=torch.int64))
@@ -42,45 +44,47 @@ class DeepCluster(Method):
     def before_first_step(self, epoch: Callable[[], Iterator[Views]]) -> None:
         with torch.no_grad():
             for views in epoch():
-                (self._seen,), self._rows = self.student(views.crops[:1]), views.sample
-                self._remember(torch.ones((), device=self._seen.device))
+                embeddings = self.student(views.crops[:1]).embeddings
+                self._remember(views.sample, embeddings, torch.ones((), device=embeddings.device))
         self.before_epoch(0)
 
     def before_epoch(self, epoch: int) -> None:
         workers = TorchCollectives() if dist.is_initialized() else Alone()
         for head in range(self.config.heads):
-            # Heads take turns between the two crops, as the authors' do.
+            # Heads alternate between the two crops, as in the authors' code.
             source = ArraySource(F.normalize(self.memory[:, head % 2].float(), dim=1).cpu().numpy())
-            found = kmeans(
+            clustering = KMeans(
                 source.share(workers.rank, workers.size),
                 self.config.prototypes,
-                stream=rng.key(self._stream, "clusters", epoch, head),
-                spherical=True,
-                max_iterations=self.config.iterations,
+                rng_key=rng.key(self._stream, "clusters", epoch, head),
+                options=KMeansOptions(spherical=True, max_iterations=self.config.iterations),
                 collectives=workers,
-            )
+            ).run()
             self.prototypes[head].zero_()
-            self.prototypes[head, : len(found.centroids)] = torch.from_numpy(found.centroids).to(self.prototypes.device)
-            labels = torch.cat([torch.from_numpy(part) for part in workers.gather(found.assignment)])
+            self.prototypes[head, : len(clustering.centroids)] = torch.from_numpy(clustering.centroids).to(
+                self.prototypes.device
+            )
+            labels = torch.cat([torch.from_numpy(part) for part in workers.gather(clustering.local_assignment)])
             self.assignment[head] = labels.to(self.assignment.device)
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
-        self._seen, self._rows = outputs[0][:, :2].detach(), views.sample
-        seen = F.normalize(outputs[0].float(), dim=-1)
-        return StepOutput(classification(seen, self.prototypes, self.assignment[:, views.sample], self.config.temperature))
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
+        embeddings, labels = F.normalize(outputs.embeddings.float(), dim=-1), self.assignment[:, views.sample]
+        loss = classification(embeddings, self.prototypes, labels, self.config.temperature)
+        return StepOutput(loss, remember={"sample": views.sample, "embeddings": outputs.embeddings[:, :2].detach()})
 
     @torch.no_grad()
-    def after_step(self, clock: Clock, good: Tensor) -> None:
-        self._remember(good)
+    def after_step(self, clock: Clock, good: Tensor, remember: dict[str, Tensor]) -> None:
+        self._remember(remember["sample"], remember["embeddings"], good)
 
-    def _remember(self, good: Tensor) -> None:
-        rows, seen = gather(self._rows), gather(self._seen.to(self.memory.dtype))
-        self.memory[rows] = torch.where(good > 0, seen, self.memory[rows])
+    def _remember(self, sample: Tensor, embeddings: Tensor, good: Tensor) -> None:
+        """Write the embeddings (B, 2, D) of this rank's samples (B,) to the memory of all ranks, if `good`."""
+        rows, values = gather(sample), gather(embeddings.to(self.memory.dtype))
+        self.memory[rows] = torch.where(good > 0, values, self.memory[rows])
 
 
-def classification(seen: Tensor, prototypes: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of every view (B, V, D) with its sample's cluster `label` (H, B) among `prototypes` (H, K, D), the mean."""
-    with torch.autocast(seen.device.type, enabled=False):
-        scores = torch.einsum("bvd,hkd->hbvk", seen, prototypes) / temperature
-        every = label[:, :, None].expand(scores.shape[:3])
-        return F.cross_entropy(scores.flatten(0, 2), every.flatten())
+def classification(embeddings: Tensor, prototypes: Tensor, label: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of every view (B, V, D) with its sample's cluster `label` (H, B) among `prototypes` (H, K, D)."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        scores = torch.einsum("bvd,hkd->hbvk", embeddings, prototypes) / temperature
+        labels = label[:, :, None].expand(scores.shape[:3])
+        return F.cross_entropy(scores.flatten(0, 2), labels.flatten())

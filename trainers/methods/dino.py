@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import sum_over_ranks, world_size
-from trainers.engine.schedules import linear
 from trainers.methods.config import DinoConfig
 from trainers.methods.losses import swapped_cross_entropy, use_of_prototypes
-from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of, follow
+from trainers.methods.method import Clock, EmaTeacherMethod, StepOutput, Views, copy_of, ema_update
 from trainers.methods.sinkhorn import sinkhorn
-from trainers.models.heads import NestedPrototypes, Network, dino_projector, nested_projector
+from trainers.models.heads import Encoded, NestedPrototypes, Network, dino_projector, nested_projector
+from trainers.ranks import sum_over_ranks, world_size
+from trainers.schedules import linear
 
 
-class Dino(TaughtMethod):
+class Dino(EmaTeacherMethod):
+    """Student and teacher with prototypes; `center` (K,) is the moving mean of the teacher's scores."""
+
     center: Tensor
 
     def __init__(self, config: DinoConfig, backbone: Callable[[], nn.Module]) -> None:
@@ -39,28 +41,28 @@ class Dino(TaughtMethod):
         )
 
     def _prototypes(self) -> tuple[NestedPrototypes, NestedPrototypes]:
-        """The student's, and the teacher's, which begin as copies."""
+        """The student's prototypes, and the teacher's, which start as copies."""
         config = self.config
-        own, other = (NestedPrototypes(config.bottleneck_dim, config.prototypes, config.nested) for _ in range(2))
-        other.load_state_dict(own.state_dict())
-        return own, other.requires_grad_(False)
+        student, teacher = (NestedPrototypes(config.bottleneck_dim, config.prototypes, config.nested) for _ in range(2))
+        teacher.load_state_dict(student.state_dict())
+        return student, teacher.requires_grad_(False)
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
-        losses, means, use = [], [], dict[str, Tensor]()
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
+        losses, mean_scores, use = [], [], dict[str, Tensor]()
         centers = self.prototypes.split(self.center)
-        for level, (own, other) in enumerate(zip(self.prototypes, self.teacher_prototypes, strict=True)):
+        for level, (prototypes, teacher) in enumerate(zip(self.prototypes, self.teacher_prototypes, strict=True)):
             with torch.no_grad():
-                scores = other(self.prototypes.part(targets[0], level)).float()
-                told = self._told(scores, centers[level], clock)
-                means.append(scores.mean((0, 1)))
-            seen = F.normalize(self.prototypes.part(outputs[0], level).float(), dim=-1)
-            losses.append(swapped_cross_entropy(seen, own.directions(), told, self.config.student_temperature))
-            use = use or use_of_prototypes(told)
-        self._mean = torch.cat(means)
-        return StepOutput(torch.stack(losses).sum(), use)
+                scores = teacher(self.prototypes.part(targets.embeddings, level)).float()
+                assignments = self._teacher_targets(scores, centers[level], clock)
+                mean_scores.append(scores.mean((0, 1)))
+            embeddings = F.normalize(self.prototypes.part(outputs.embeddings, level).float(), dim=-1)
+            temperature = self.config.student_temperature
+            losses.append(swapped_cross_entropy(embeddings, prototypes.directions(), assignments, temperature))
+            use = use or use_of_prototypes(assignments)
+        return StepOutput(torch.stack(losses).sum(), use, {"mean_score": torch.cat(mean_scores)})
 
-    def _told(self, scores: Tensor, center: Tensor, clock: Clock) -> Tensor:
-        """The teacher's scores (..., K) to targets."""
+    def _teacher_targets(self, scores: Tensor, center: Tensor, clock: Clock) -> Tensor:
+        """The target distributions (..., K) of the teacher's scores (..., K)."""
         if self.config.targets == "sinkhorn":
             # Both global crops are one batch, as are the patches of all.
             rows = scores.flatten(0, -2)[:, None]
@@ -68,7 +70,7 @@ class Dino(TaughtMethod):
         return F.softmax((scores - center) / self._temperature(clock), dim=-1)
 
     def _temperature(self, clock: Clock) -> float:
-        """Of the teacher, at this step."""
+        """The teacher's temperature at this step."""
         config = self.config
         return linear(clock.epoch, config.teacher_warmup_epochs, config.teacher_temperature_start, config.teacher_temperature)
 
@@ -76,11 +78,11 @@ class Dino(TaughtMethod):
         return clock.epoch < self.config.freeze_prototypes_epochs
 
     @torch.no_grad()
-    def after_step(self, clock: Clock, good: Tensor) -> None:
-        super().after_step(clock, good)
-        follow(self.teacher_prototypes, self.prototypes, (1 - self.momentum(clock)) * good)
-        self._move(self.center, sum_over_ranks(self._mean) / world_size(), good)
+    def after_step(self, clock: Clock, good: Tensor, remember: dict[str, Tensor]) -> None:
+        super().after_step(clock, good, remember)
+        ema_update(self.teacher_prototypes, self.prototypes, (1 - self.momentum(clock)) * good)
+        self._update_center(self.center, sum_over_ranks(remember["mean_score"]) / world_size(), good)
 
-    def _move(self, center: Tensor, mean: Tensor, good: Tensor) -> None:
-        """The exponential moving average of the teacher's mean score over the global batch (equation 4), if `good`."""
+    def _update_center(self, center: Tensor, mean: Tensor, good: Tensor) -> None:
+        """Update the moving average of the teacher's mean score over the global batch (equation 4), if `good`."""
         center.copy_(torch.where(good > 0, center.lerp(mean, 1 - self.config.center_momentum), center))

@@ -1,4 +1,4 @@
-"""iBOT: DINO, and masked patches whose targets the teacher, which sees them, gives.
+"""iBOT: DINO, and the prediction of masked patches, whose targets come from a teacher that sees them.
 
 Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer", ICLR 2022. Class tokens and patches share one head.
 """
@@ -11,17 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation.base import rng
-from trainers.engine.parallel import sum_over_ranks
 from trainers.methods.config import IbotConfig
 from trainers.methods.dino import Dino
 from trainers.methods.losses import masked_cross_entropy
-from trainers.methods.method import Clock, StepOutput, Views, follow
-from trainers.models.heads import MaskedNetwork
+from trainers.methods.method import Clock, StepOutput, Views, ema_update
+from trainers.models.heads import Encoded, MaskedNetwork
 from trainers.models.masks import Mask, block_mask
 from trainers.models.vit import VisionTransformer
+from trainers.ranks import sum_over_ranks
 
 
 class Ibot(Dino):
+    """DINO with a second loss on hidden patches; `patch_center` (K,) is the moving mean of the teacher's patch scores."""
+
     patch_center: Tensor
 
     def __init__(self, config: IbotConfig, backbone: Callable[[], nn.Module], *, shares_head: bool = True) -> None:
@@ -41,7 +43,7 @@ class Ibot(Dino):
         self._stream = rng.key(stream, "masks")
 
     def _mask(self, views: Views) -> Mask:
-        """The mask of these samples, made once a step: student, teacher and loss ask for it."""
+        """The mask of these samples, made once per step: student, teacher and loss all need it."""
         positions = views.position.tobytes()
         if positions not in self._masks:
             height, width = views.crops[0].shape[-2:]
@@ -62,33 +64,36 @@ class Ibot(Dino):
         return views.crops, self._mask(views), True
 
     @torch.no_grad()
-    def targets(self, views: Views, clock: Clock) -> tuple[Tensor, ...]:
-        return self.teacher(views.crops[:1], self._mask(views), False)[:2]
+    def targets(self, views: Views, clock: Clock) -> Encoded:
+        return self.teacher(views.crops[:1], self._mask(views), False)._replace(features=None)  # type: ignore[no-any-return]
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
-        found = super().loss(outputs, targets, views, clock)
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
+        of_crops = super().loss(outputs, targets, views, clock)
+        assert outputs.patches is not None
+        assert targets.patches is not None
         config, weight = self.config, self._mask(views).weight
-        losses, sums = [found.loss], []
+        losses, score_sums = [of_crops.loss], []
         centers = self.prototypes.split(self.patch_center)
         pairs = zip(self.patch_prototypes, self.teacher_patch_prototypes, strict=True)
-        for level, (own, other) in enumerate(pairs):
+        for level, (prototypes, teacher) in enumerate(pairs):
             with torch.no_grad():
-                scores = other(self.prototypes.part(targets[1], level)).float()
-                told = self._told(scores, centers[level], clock)
-                sums.append(scores.sum(0))
-            patch = F.normalize(self.prototypes.part(outputs[1], level).float(), dim=-1)
-            of_patches = masked_cross_entropy(patch, own.directions(), told, weight, config.student_temperature)
+                scores = teacher(self.prototypes.part(targets.patches, level)).float()
+                assignments = self._teacher_targets(scores, centers[level], clock)
+                score_sums.append(scores.sum(0))
+            patches = F.normalize(self.prototypes.part(outputs.patches, level).float(), dim=-1)
+            directions = prototypes.directions()
+            of_patches = masked_cross_entropy(patches, directions, assignments, weight, config.student_temperature)
             losses.append(config.patch_weight * of_patches / (2 * len(views.sample)))
-        self._patch_sum = torch.cat(sums)
-        self._patches = torch.full((), float(len(weight)), device=weight.device)
-        return StepOutput(torch.stack(losses).sum(), found.scalars)
+        num_patches = torch.full((), float(len(weight)), device=weight.device)
+        remember = {**of_crops.remember, "patch_score_sum": torch.cat(score_sums), "num_patches": num_patches}
+        return StepOutput(torch.stack(losses).sum(), of_crops.scalars, remember)
 
     @torch.no_grad()
-    def after_step(self, clock: Clock, good: Tensor) -> None:
-        super().after_step(clock, good)
+    def after_step(self, clock: Clock, good: Tensor, remember: dict[str, Tensor]) -> None:
+        super().after_step(clock, good, remember)
         if not self._shares_head:
-            follow(self.teacher_patch_prototypes, self.patch_prototypes, (1 - self.momentum(clock)) * good)
-        patches = sum_over_ranks(self._patches)
-        mean = sum_over_ranks(self._patch_sum) / patches.clamp_min(1)
-        self._move(self.patch_center, mean, good * (patches > 0))
+            ema_update(self.teacher_patch_prototypes, self.patch_prototypes, (1 - self.momentum(clock)) * good)
+        num_patches = sum_over_ranks(remember["num_patches"])
+        mean = sum_over_ranks(remember["patch_score_sum"]) / num_patches.clamp_min(1)
+        self._update_center(self.patch_center, mean, good * (num_patches > 0))
         self._masks.clear()

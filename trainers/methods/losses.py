@@ -8,20 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ROWS = 8192
-"""Whose scores are in memory at once."""
+"""Rows whose scores are in memory at once."""
 
 
 class _PrototypeCrossEntropy(torch.autograd.Function):
     """The sum of m logsumexp(x W' / t) - T . x W' / t over rows x, each with a target T whose entries sum to m.
 
     That is the cross-entropy of T with softmax(x W' / t) = p, and its gradient by the scores is (m p - T) / t. It is computed
-    with the loss, some rows after others, so that the scores of all rows are never in memory. `targets(rows)` gives T.
+    together with the loss, block by block, so that the scores of all rows are never in memory. `targets(rows)` gives T.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Callable[[slice], Tensor], temperature: float) -> Tensor:
         loss = x.new_zeros(())
-        of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
+        x_gradient, weight_gradient = torch.empty_like(x), torch.zeros_like(weight)
         for start in range(0, len(x), _ROWS):
             rows = slice(start, start + _ROWS)
             target = targets(rows)
@@ -30,15 +30,15 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
             top = torch.logsumexp(scores, dim=1, keepdim=True)
             loss += (mass * top).sum() - (target * scores).sum()
             gradient = torch.exp(scores - top).mul_(mass).sub_(target).div_(temperature)
-            of_x[rows] = gradient @ weight
-            of_weight += gradient.T @ x[rows]
-        ctx.save_for_backward(of_x, of_weight)
+            x_gradient[rows] = gradient @ weight
+            weight_gradient += gradient.T @ x[rows]
+        ctx.save_for_backward(x_gradient, weight_gradient)
         return loss
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        of_x, of_weight = ctx.saved_tensors
-        return of_x * gradient, of_weight * gradient, None, None
+        x_gradient, weight_gradient = ctx.saved_tensors
+        return x_gradient * gradient, weight_gradient * gradient, None, None
 
 
 def swapped_cross_entropy(x: Tensor, prototypes: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -52,13 +52,13 @@ def swapped_cross_entropy(x: Tensor, prototypes: Tensor, targets: Tensor, temper
     """
     num_samples, num_views, _ = x.shape
     num_targets = targets.shape[1]
-    every = targets.sum(1)
+    target_sum = targets.sum(1)
     loss = x.new_zeros((), dtype=torch.float32)
     with torch.autocast(x.device.type, enabled=False):  # which would round scores to bf16
         for view in range(num_views):
             if num_targets == 1 and view == 0:
                 continue
-            target = every - targets[:, view] if view < num_targets else every
+            target = target_sum - targets[:, view] if view < num_targets else target_sum
             loss = loss + _PrototypeCrossEntropy.apply(
                 x[:, view].float(), prototypes.float(), lambda rows, target=target: target[rows].float(), temperature
             )
@@ -77,37 +77,37 @@ def masked_cross_entropy(x: Tensor, prototypes: Tensor, targets: Tensor, weight:
         )
 
 
-def koleo(x: Tensor, every: Tensor) -> Tensor:
-    """-log of the distance to the nearest other of all embeddings, the mean, a scalar: spreads them evenly.
+def koleo(x: Tensor, all_x: Tensor) -> Tensor:
+    """The mean of -log of the distance to the nearest other embedding, a scalar: spreads embeddings evenly.
 
-    Sablayrolles et al., "Spreading Vectors for Similarity Search", ICLR 2019, equation 4. `x` (B, D) are this rank's of `every`
-    (G, D), of length 1. Embeddings that are equal, as of duplicate images, do not count as others: their distance has no
-    gradient and its logarithm no bound.
+    Sablayrolles et al., "Spreading Vectors for Similarity Search", ICLR 2019, equation 4. `x` (B, D) are this rank's
+    rows of `all_x` (G, D), of length 1. Equal embeddings, such as those of duplicate images, do not count as others: their
+    distance has no gradient and its logarithm no bound.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, every = x.float(), every.float()
+        x, all_x = x.float(), all_x.float()
         with torch.no_grad():
-            cosine = x @ every.T
+            cosine = x @ all_x.T
             cosine = cosine.masked_fill(cosine > 1 - 1e-6, -2)
             nearest, index = cosine.max(1)
         has_other = nearest > -2
-        distance = (x - every[index]).square().sum(1).clamp_min(1e-12).sqrt()
+        distance = (x - all_x[index]).square().sum(1).clamp_min(1e-12).sqrt()
         return -torch.where(has_other, distance, 1.0).log().sum() / len(x)
 
 
 @torch.no_grad()
 def use_of_prototypes(assignments: Tensor) -> dict[str, Tensor]:
-    """What a teacher's targets or codes (..., K), whose rows sum to 1, show of the prototypes; scalars.
+    """Measures of how a teacher's targets or codes (..., K), whose rows sum to 1, use the prototypes; scalars.
 
-    "assignment_entropy": the mean entropy of a row, in nats. "prototypes_worth": exp of the entropy of the mean row, from 1 to
-    K. "prototypes_used": how many are the largest entry of some row.
+    "assignment_entropy": the mean entropy of a row, in nats. "prototype_perplexity": exp of the entropy of the mean row, from 1
+    to K. "prototypes_used": how many prototypes are the largest entry of some row.
     """
     rows = assignments.flatten(0, -2).float()
     mean = rows.mean(0)
     used = torch.zeros_like(mean).index_fill_(0, rows.argmax(1), 1.0)
     return {
         "assignment_entropy": -torch.special.xlogy(rows, rows).sum(1).mean(),
-        "prototypes_worth": (-torch.special.xlogy(mean, mean).sum()).exp(),
+        "prototype_perplexity": (-torch.special.xlogy(mean, mean).sum()).exp(),
         "prototypes_used": used.sum(),
     }
 
@@ -125,5 +125,5 @@ def multi_positive_cross_entropy(
         scores = (queries.float() @ keys.float().T / temperature).masked_fill(~allowed, -torch.inf)
         log_probability = F.log_softmax(scores, dim=1).masked_fill(~positive, 0)
         number = positive.sum(1)
-        each = -log_probability.sum(1) / number.clamp_min(1)
-        return each.sum() / (number > 0).sum().clamp_min(1)
+        loss = -log_probability.sum(1) / number.clamp_min(1)
+        return loss.sum() / (number > 0).sum().clamp_min(1)

@@ -10,21 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather
 from trainers.methods.config import MocoV2Config
-from trainers.methods.method import Clock, StepOutput, TaughtMethod, Views, copy_of
+from trainers.methods.method import Clock, EmaTeacherMethod, StepOutput, Views, copy_of
 from trainers.methods.queue import Queue
-from trainers.models.heads import Network, width
+from trainers.models.heads import Encoded, Network, feature_dim
+from trainers.ranks import gather
 
 
-class MocoV2(TaughtMethod):
+class MocoV2(EmaTeacherMethod):
+    """Student, teacher, and a queue (K, D) of the teacher's keys of earlier samples."""
+
     def __init__(self, config: MocoV2Config, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
 
         def network() -> Network:
             encoder = backbone()
-            dim = width(encoder)
+            dim = feature_dim(encoder)
             return Network(
                 encoder, nn.Sequential(nn.Linear(dim, config.hidden_dim), nn.ReLU(), nn.Linear(config.hidden_dim, config.dim))
             )
@@ -38,20 +40,21 @@ class MocoV2(TaughtMethod):
         return ([views.crops[0][:1]],)
 
     @torch.no_grad()
-    def targets(self, views: Views, clock: Clock) -> tuple[Tensor, ...]:
-        return self.teacher([views.crops[0][1:]])
+    def targets(self, views: Views, clock: Clock) -> Encoded:
+        return self.teacher([views.crops[0][1:]])  # type: ignore[no-any-return]
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
-        query, self._keys = (F.normalize(tensor[:, 0].float(), dim=-1) for tensor in (outputs[0], targets[0]))
-        return StepOutput(queue_contrast(query, self._keys, F.normalize(self.queue.rows, dim=-1), self.config.temperature))
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
+        query, key = (F.normalize(one.embeddings[:, 0].float(), dim=-1) for one in (outputs, targets))
+        loss = queue_contrast(query, key, F.normalize(self.queue.rows, dim=-1), self.config.temperature)
+        return StepOutput(loss, remember={"keys": key})
 
     def momentum(self, clock: Clock) -> float:
         return self.config.momentum
 
     @torch.no_grad()
-    def after_step(self, clock: Clock, good: Tensor) -> None:
-        super().after_step(clock, good)
-        self.queue.push(gather(self._keys), clock.step, good)
+    def after_step(self, clock: Clock, good: Tensor, remember: dict[str, Tensor]) -> None:
+        super().after_step(clock, good, remember)
+        self.queue.push(gather(remember["keys"]), clock.step, good)
 
 
 def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:

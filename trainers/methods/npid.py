@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation.base import rng
-from trainers.engine.parallel import gather, gathered_rows, sum_over_ranks, world_size
 from trainers.methods.config import NpidConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, width
+from trainers.models.heads import Encoded, Network, feature_dim
+from trainers.ranks import gather, gathered_rows, sum_over_ranks, world_size
 
 
 class Npid(Method):
+    """A student, and a `bank` (N, D) with a vector of each sample; `normaliser` is the constant Z."""
+
     bank: Tensor
     normaliser: Tensor
 
@@ -24,7 +26,7 @@ class Npid(Method):
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, nn.Linear(width(encoder), config.dim))
+        self.student = Network(encoder, nn.Linear(feature_dim(encoder), config.dim))
         self.register_buffer("bank", torch.zeros(0, config.dim))
         self.register_buffer("normaliser", torch.zeros(()))
 
@@ -36,31 +38,32 @@ class Npid(Method):
     def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
         return ([views.crops[0][:1]],)
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
         config, num_samples = self.config, len(self.bank)
-        seen = F.normalize(outputs[0][:, 0].float(), dim=1)
+        embeddings = F.normalize(outputs.embeddings[:, 0].float(), dim=1)
+        device = embeddings.device
         # Drawn for the global batch, so that the number of ranks does not matter.
-        draws = torch.Generator(seen.device).manual_seed(rng.key(self._stream, "noise", clock.step) >> 1)
-        shape = (len(seen) * world_size(), config.negatives)
-        noise = torch.randint(num_samples, shape, generator=draws, device=seen.device)[gathered_rows(len(seen), seen.device)]
-        with torch.autocast(seen.device.type, enabled=False):
-            own = self.bank[views.sample]
-            positive = (seen * own).sum(1) / config.temperature
-            negative = torch.einsum("bd,bmd->bm", seen, self.bank[noise]) / config.temperature
+        draws = torch.Generator(device).manual_seed(rng.key(self._stream, "noise", clock.step) >> 1)
+        shape = (len(embeddings) * world_size(), config.negatives)
+        noise = torch.randint(num_samples, shape, generator=draws, device=device)[gathered_rows(len(embeddings), device)]
+        with torch.autocast(device.type, enabled=False):
+            entries = self.bank[views.sample]
+            positive = (embeddings * entries).sum(1) / config.temperature
+            negative = torch.einsum("bd,bmd->bm", embeddings, self.bank[noise]) / config.temperature
             estimate = sum_over_ranks(negative.detach().exp().mean()) / world_size() * num_samples
             constant = torch.where(self.normaliser > 0, self.normaliser, estimate)
             loss = noise_contrast(positive, negative, constant, num_samples)
-            proximal = (seen - own).square().sum(1).mean()
-        self._constant, self._rows, self._seen = constant, views.sample, seen.detach()
-        return StepOutput(loss + config.proximal_weight * proximal)
+            proximal = (embeddings - entries).square().sum(1).mean()
+        remember = {"normaliser": constant, "sample": views.sample, "embeddings": embeddings.detach()}
+        return StepOutput(loss + config.proximal_weight * proximal, remember=remember)
 
     @torch.no_grad()
-    def after_step(self, clock: Clock, good: Tensor) -> None:
-        rows, seen = gather(self._rows), gather(self._seen)
+    def after_step(self, clock: Clock, good: Tensor, remember: dict[str, Tensor]) -> None:
+        rows, embeddings = gather(remember["sample"]), gather(remember["embeddings"])
         before = self.bank[rows]
-        moved = F.normalize(before.lerp(seen, 1 - self.config.bank_momentum), dim=1)
-        self.bank[rows] = torch.where(good > 0, moved, before)
-        self.normaliser.copy_(torch.where(good > 0, self._constant, self.normaliser))
+        after = F.normalize(before.lerp(embeddings, 1 - self.config.bank_momentum), dim=1)
+        self.bank[rows] = torch.where(good > 0, after, before)
+        self.normaliser.copy_(torch.where(good > 0, remember["normaliser"], self.normaliser))
 
 
 def noise_contrast(positive: Tensor, negative: Tensor, normaliser: Tensor, num_samples: int) -> Tensor:

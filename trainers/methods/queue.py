@@ -1,11 +1,11 @@
-"""A queue of earlier embeddings, alike on all ranks."""
+"""A queue of earlier embeddings, the same on all ranks."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Queue(nn.Module):
-    """The newest `length` entries, each of some shape. Rows that were never written are zero."""
+    """The newest `length` entries, each of shape `shape`. Rows that were never written are zero."""
 
     rows: Tensor
 

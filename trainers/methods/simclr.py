@@ -9,40 +9,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather, gathered_rows
 from trainers.methods.config import SimclrConfig
 from trainers.methods.losses import multi_positive_cross_entropy
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, mlp, width
+from trainers.models.heads import Encoded, Network, feature_dim, mlp
+from trainers.ranks import gather, gathered_rows
 
 
 class Simclr(Method):
+    """A student whose views of a sample are positives of one another."""
+
     def __init__(self, config: SimclrConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.dim]))
+        self.student = Network(encoder, mlp([feature_dim(encoder), config.hidden_dim, config.dim]))
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
-        seen = F.normalize(outputs[0].float(), dim=-1)
-        own = gathered_rows(len(seen), seen.device)
-        return StepOutput(contrast(seen, gather(seen), own, self._alike(views, own), self.config.temperature))
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
+        embeddings = F.normalize(outputs.embeddings.float(), dim=-1)
+        rows = gathered_rows(len(embeddings), embeddings.device)
+        positives = self._positives(views, rows)
+        return StepOutput(contrast(embeddings, gather(embeddings), rows, positives, self.config.temperature))
 
-    def _alike(self, views: Views, own: Tensor) -> Tensor:
-        """(B, G) bool: which samples of the global batch are positives of this rank's, which are at rows `own` (B,) of it."""
-        return own[:, None] == gather(own)
+    def _positives(self, views: Views, rows: Tensor) -> Tensor:
+        """(B, G) bool: which samples of the global batch are positives of this rank's, which are its rows `rows` (B,)."""
+        return rows[:, None] == gather(rows)
 
 
-def contrast(seen: Tensor, every: Tensor, own: Tensor, alike: Tensor, temperature: float) -> Tensor:
+def contrast(embeddings: Tensor, all_embeddings: Tensor, rows: Tensor, positives: Tensor, temperature: float) -> Tensor:
     """NT-Xent, or with labels the supervised contrastive loss: a scalar.
 
-    `seen` (B, V, D) are this rank's embeddings of length 1, at rows `own` (B,) of all ranks' `every` (G, V, D); `alike` (B, G)
-    tells which samples are positives of one another.
+    `embeddings` (B, V, D) are this rank's, of length 1: the rows `rows` (B,) of all ranks' `all_embeddings` (G, V, D);
+    `positives` (B, G) bool says which samples are positives of one another.
     """
-    num_views = seen.shape[1]
-    itself = (own[:, None] == torch.arange(len(every), device=own.device)).repeat_interleave(num_views, 0)
-    view = torch.arange(num_views, device=own.device)
-    same_view = view.repeat(len(seen))[:, None] == view.repeat(len(every))
-    other = ~(itself.repeat_interleave(num_views, 1) & same_view)
-    positive = alike.repeat_interleave(num_views, 0).repeat_interleave(num_views, 1) & other
-    return multi_positive_cross_entropy(seen.flatten(0, 1), every.flatten(0, 1), positive, other, temperature)
+    num_views = embeddings.shape[1]
+    same_sample = (rows[:, None] == torch.arange(len(all_embeddings), device=rows.device)).repeat_interleave(num_views, 0)
+    view = torch.arange(num_views, device=rows.device)
+    same_view = view.repeat(len(embeddings))[:, None] == view.repeat(len(all_embeddings))
+    other = ~(same_sample.repeat_interleave(num_views, 1) & same_view)
+    positive = positives.repeat_interleave(num_views, 0).repeat_interleave(num_views, 1) & other
+    queries, keys = embeddings.flatten(0, 1), all_embeddings.flatten(0, 1)
+    return multi_positive_cross_entropy(queries, keys, positive, other, temperature)

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from trainers.engine.parallel import sum_over_ranks
+from trainers.ranks import sum_over_ranks
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
-    """Codes (B, G, K) of G views, each by itself: rows sum to 1, and columns get equal mass over the batches of all ranks.
+    """Codes (B, G, K) of G views, each view independently: rows sum to 1, columns get equal mass over the batches of all ranks.
 
     Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments" (SwAV), NeurIPS 2020,
     section 3.1, for scores (B, G, K) and entropy weight `epsilon`. Scaled per row by its maximum before the exponential: a

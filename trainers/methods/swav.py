@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather, rank, world_size
 from trainers.methods.config import SwavConfig
 from trainers.methods.losses import swapped_cross_entropy, use_of_prototypes
 from trainers.methods.method import Clock, Method, StepOutput, Views
 from trainers.methods.queue import Queue
 from trainers.methods.sinkhorn import sinkhorn
-from trainers.models.heads import NestedPrototypes, Network, mlp, nested_projector
+from trainers.models.heads import Encoded, NestedPrototypes, Network, mlp, nested_projector
+from trainers.ranks import gather, rank, world_size
 
 
 class Swav(Method):
+    """A student with prototypes, and a queue (Q, 2, D) of earlier embeddings if the configuration asks for one."""
+
     def __init__(self, config: SwavConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
@@ -28,27 +30,27 @@ class Swav(Method):
         self.prototypes = NestedPrototypes(config.bottleneck_dim, config.prototypes, config.nested)
         self.queue = Queue(config.queue, 2, config.bottleneck_dim * config.nested) if config.queue else None
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
         config = self.config
-        self._seen = outputs[0][:, :2].detach()
-        known = self._seen
+        global_embeddings = outputs.embeddings[:, :2].detach()
+        rows = global_embeddings
         if self.queue is not None and clock.epoch >= config.queue_start_epoch:
-            # Each rank looks at its share of the queue, so that together they look at it once.
-            known = torch.cat([known, self.queue.rows[rank() :: world_size()].to(known.dtype)])
+            # Each rank takes its share of the queue, so that together they take it once.
+            rows = torch.cat([rows, self.queue.rows[rank() :: world_size()].to(rows.dtype)])
         losses, use = [], dict[str, Tensor]()
         for level, prototypes in enumerate(self.prototypes):
             with torch.no_grad():
-                scores = prototypes(self.prototypes.part(known, level)).float()
-                codes = sinkhorn(scores, epsilon=config.epsilon, iterations=config.sinkhorn_iterations)[: len(self._seen)]
-            seen = F.normalize(self.prototypes.part(outputs[0], level).float(), dim=-1)
-            losses.append(swapped_cross_entropy(seen, prototypes.directions(), codes, config.temperature))
+                scores = prototypes(self.prototypes.part(rows, level)).float()
+                codes = sinkhorn(scores, epsilon=config.epsilon, iterations=config.sinkhorn_iterations)[: len(views.sample)]
+            embeddings = F.normalize(self.prototypes.part(outputs.embeddings, level).float(), dim=-1)
+            losses.append(swapped_cross_entropy(embeddings, prototypes.directions(), codes, config.temperature))
             use = use or use_of_prototypes(codes)
-        return StepOutput(torch.stack(losses).sum(), use)
+        return StepOutput(torch.stack(losses).sum(), use, {"embeddings": global_embeddings})
 
     def prototypes_frozen(self, clock: Clock) -> bool:
         return clock.epoch < self.config.freeze_prototypes_epochs
 
     @torch.no_grad()
-    def after_step(self, clock: Clock, good: Tensor) -> None:
+    def after_step(self, clock: Clock, good: Tensor, remember: dict[str, Tensor]) -> None:
         if self.queue is not None:
-            self.queue.push(gather(self._seen), clock.step, good)
+            self.queue.push(gather(remember["embeddings"]), clock.step, good)

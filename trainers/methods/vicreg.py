@@ -9,26 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import gather
 from trainers.methods.config import VicregConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, mlp, width
+from trainers.models.heads import Encoded, Network, feature_dim, mlp
+from trainers.ranks import gather
 
 
 class Vicreg(Method):
+    """A student whose two global crops are compared."""
+
     def __init__(self, config: VicregConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.hidden_dim, config.dim]))
+        self.student = Network(encoder, mlp([feature_dim(encoder), config.hidden_dim, config.hidden_dim, config.dim]))
 
     def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
         return (views.crops[:1],)
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
         config = self.config
-        with torch.autocast(outputs[0].device.type, enabled=False):
-            first, second = gather(outputs[0].float()).unbind(1)
+        with torch.autocast(outputs.embeddings.device.type, enabled=False):
+            first, second = gather(outputs.embeddings.float()).unbind(1)
             invariance = F.mse_loss(first, second)
             variance = spread(first) + spread(second)
             covariance = correlation(first) + correlation(second)
@@ -39,7 +41,7 @@ class Vicreg(Method):
 
 
 def spread(embeddings: Tensor) -> Tensor:
-    """Equation 1: the mean over the dimensions of (N, D) of how far the standard deviation is below 1."""
+    """Equation 1: the amount by which the standard deviation is below 1, averaged over the dimensions of (N, D)."""
     return F.relu(1 - torch.sqrt(embeddings.var(0) + 1e-4)).mean()
 
 

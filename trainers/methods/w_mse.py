@@ -11,22 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation.base import rng
-from trainers.data import device as memory
-from trainers.engine.parallel import gather
+from trainers.data.tensor_memory import to_device
 from trainers.methods.config import WmseConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
-from trainers.models.heads import Network, mlp, width
+from trainers.models.heads import Encoded, Network, feature_dim, mlp
+from trainers.ranks import gather
 
 _EPSILON = 1e-3
-"""Of the identity, mixed into a covariance."""
+"""Share of the identity that is mixed into a covariance."""
 
 
 class Wmse(Method):
+    """A student whose embeddings are whitened in random slices of the global batch."""
+
     def __init__(self, config: WmseConfig, backbone: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.config = config
         encoder = backbone()
-        self.student = Network(encoder, mlp([width(encoder), config.hidden_dim, config.dim]))
+        self.student = Network(encoder, mlp([feature_dim(encoder), config.hidden_dim, config.dim]))
 
     def begin(self, num_samples: int, stream: int) -> None:
         self._stream = stream
@@ -34,13 +36,13 @@ class Wmse(Method):
     def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
         return (views.crops[:1],)
 
-    def loss(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], views: Views, clock: Clock) -> StepOutput:
-        every = gather(outputs[0].float())
+    def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
+        embeddings = gather(outputs.embeddings.float())
         size = self.config.slice_size
         draws = rng.generator(rng.key(self._stream, "slices", clock.step))
-        slices = np.concatenate([draws.permutation(len(every)).reshape(-1, size) for _ in range(self.config.permutations)])
-        with torch.autocast(every.device.type, enabled=False):
-            terms = [whitened_error(every[some]) for some in memory.on(every.device, slices)]
+        slices = np.concatenate([draws.permutation(len(embeddings)).reshape(-1, size) for _ in range(self.config.permutations)])
+        with torch.autocast(embeddings.device.type, enabled=False):
+            terms = [whitened_error(embeddings[rows]) for rows in to_device(embeddings.device, slices)]
         return StepOutput(torch.stack(terms).mean())
 
 

@@ -1,4 +1,4 @@
-"""Encoders: from uint8 images to one feature vector each, and the directory they are saved to."""
+"""Encoders: networks from uint8 images to one feature vector each, and the directory they are saved to."""
 
 import json
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from curation.base.errors import ConfigError, DataError
 from curation.base.files import write_atomic
-from trainers.config import EncoderConfig, PixelsConfig, TimmConfig, TrainableConfig, VitConfig
-from trainers.engine.layout import DESCRIPTION, WEIGHTS
+from trainers.models.config import EncoderConfig, PixelsConfig, TimmConfig, TrainableConfig, VitConfig
 from trainers.models.pretrained import load_weights
 from trainers.models.vit import VisionTransformer
+from trainers.output_files import DESCRIPTION, WEIGHTS
 
 
 class PixelComponents(nn.Module):
-    """Principal components of the pixels, fitted once, linear.
+    """A linear map to the principal components of the pixels.
 
-    About the origin, not about the mean: embeddings are compared by angle, and around the mean the densest class would
-    be spread over all directions.
+    Components are about the origin, not about the mean: embeddings are compared by angle, and around the mean the densest
+    class would be spread over all directions.
     """
 
     components: Tensor
@@ -49,7 +49,7 @@ class PixelComponents(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A backbone with the input it was made for: normalises uint8 images and returns features."""
+    """A backbone with the normalisation it was trained with: uint8 images to features."""
 
     def __init__(self, config: PixelsConfig | VitConfig | TimmConfig, backbone: nn.Module) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> "Encoder":
-        """Read what `save` wrote. Raises DataError if it is missing or does not fit together."""
+        """Read what `save` wrote. Raises DataError if a file is missing or they do not fit together."""
         try:
             text = (directory / DESCRIPTION).read_text()
             config: EncoderConfig = TypeAdapter(EncoderConfig).validate_json(text)
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
                 dim, inputs = state["components"].shape
                 backbone: nn.Module = PixelComponents(inputs, dim)
             else:
-                config = untrained(config)
+                config = without_weights(config)
                 backbone = build_backbone(config)
             backbone.load_state_dict(state)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -88,12 +88,12 @@ class Encoder(nn.Module):
 
 
 def export(config: PixelsConfig | VitConfig | TimmConfig, weights: dict[str, Tensor], directory: Path) -> None:
-    """Write the `weights` of a backbone as `encoder.safetensors`, with the names timm gives them, and what it is beside it.
+    """Write the `weights` of a backbone as `encoder.safetensors`, with timm's names, and its configuration as `encoder.json`.
 
-    A mask token stays behind: timm's models have none. So does where it started from.
+    A mask token is left out, as timm's models have none, and so is the file that the encoder started from.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    description = (config if isinstance(config, PixelsConfig) else untrained(config)).model_dump(mode="json")
+    description = (config if isinstance(config, PixelsConfig) else without_weights(config)).model_dump(mode="json")
     if isinstance(config, VitConfig):
         state.pop("mask_token", None)
         description["mask_token"] = False
@@ -103,44 +103,45 @@ def export(config: PixelsConfig | VitConfig | TimmConfig, weights: dict[str, Ten
 
 @dataclass(frozen=True)
 class InputRange:
-    """The mean and deviation of each channel, of values in [0, 1], that a backbone expects to be taken out."""
+    """The normalisation that a backbone expects: mean and deviation of each channel, for values in [0, 1]."""
 
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     @classmethod
     def of(cls, backbone: nn.Module) -> "InputRange":
-        """What timm says of its models, trained or not, and the configuration of our own; [-1, 1] of anything else."""
+        """The range in a VisionTransformer's configuration, or what timm states for its model; 0.5 for any other network."""
         if isinstance(backbone, VisionTransformer):
             return cls(backbone.config.mean, backbone.config.std)
-        said = getattr(backbone, "pretrained_cfg", None)
-        return cls(tuple(said["mean"]), tuple(said["std"])) if said else cls()
+        stated = getattr(backbone, "pretrained_cfg", None)
+        return cls(tuple(stated["mean"]), tuple(stated["std"])) if stated else cls()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 or [0, 1] float images (B, 3, S, S) to what the backbone expects."""
+        """Normalise images (B, 3, S, S), uint8 or float in [0, 1], to float."""
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images
         shape = (1, len(self.mean), 1, 1)
         mean, std = scaled.new_tensor(self.mean).view(shape), scaled.new_tensor(self.std).view(shape)
         return (scaled - mean) / std
 
 
-def untrained(config: TrainableConfig) -> TrainableConfig:
-    """The same network, whose weights come from elsewhere: nothing is read or downloaded to build it."""
+def without_weights(config: TrainableConfig) -> TrainableConfig:
+    """The same configuration without weights to start from, so that nothing is read or downloaded to build the network."""
     return config.model_copy(update={"weights": None} | ({"pretrained": False} if isinstance(config, TimmConfig) else {}))
 
 
 def build_backbone(config: TrainableConfig) -> nn.Module:
     """A network from images (B, 3, S, S) of any crop size to features (B, D), with `num_features` = D.
 
-    Its weights are those it is to start from, else random by torch's default generator. Raises DataError if they do not fit.
+    Its weights are those that `config` names, else random from torch's default generator. Raises DataError if they do not fit.
     """
-    backbone = VisionTransformer(config) if isinstance(config, VitConfig) else _timms(config)
+    backbone = VisionTransformer(config) if isinstance(config, VitConfig) else _timm_backbone(config)
     if config.weights:
         load_weights(backbone, config.weights)
     return backbone
 
 
-def _timms(config: TimmConfig) -> nn.Module:
+def _timm_backbone(config: TimmConfig) -> nn.Module:
+    """A model of timm. Raises ConfigError if timm has none of that name, or it cannot have a small stem."""
     import timm
 
     if not timm.is_model(config.model):
@@ -157,7 +158,7 @@ def _timms(config: TimmConfig) -> nn.Module:
     if config.small_stem:
         if not isinstance(backbone, timm.models.ResNet):
             raise ConfigError(
-                f"encoder.small_stem is for timm's ResNets, such as resnet18; {config.model} is none. Leave it out."
+                f"encoder.small_stem is for timm's ResNets, such as resnet18; {config.model} is not one. Leave it out."
             )
         backbone.conv1 = nn.Conv2d(3, backbone.bn1.num_features, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -166,13 +167,13 @@ def _timms(config: TimmConfig) -> nn.Module:
 
 
 def recompute_activations(backbone: nn.Module) -> None:
-    """Make a backbone keep only what goes into its blocks. Raises ConfigError if it cannot."""
+    """Make a backbone keep only the inputs of its blocks and recompute the rest. Raises ConfigError if it cannot."""
     if isinstance(backbone, VisionTransformer):
         backbone.checkpoints_blocks = True
         return
     try:
         backbone.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AttributeError, AssertionError) as error:  # the second is how some of timm's models refuse
+    except (AttributeError, AssertionError) as error:  # some of timm's models refuse by an assertion
         raise ConfigError(
             f"A {type(backbone).__name__} cannot recompute activations. Set train.checkpoint_activations=false, and "
             "train.accumulation to more than 1 if memory is short, or choose another encoder."
@@ -180,7 +181,7 @@ def recompute_activations(backbone: nn.Module) -> None:
 
 
 def build_encoder(config: PixelsConfig | VitConfig | TimmConfig, sample: np.ndarray) -> Encoder:
-    """An encoder before any training of ours; `sample` (N, 3, S, S) uint8 is what pixel components are fitted to."""
+    """An encoder to start from; pixel components are fitted to `sample` (N, 3, S, S) uint8."""
     if isinstance(config, PixelsConfig):
         return Encoder(config, PixelComponents.fit(InputRange().normalize(torch.from_numpy(sample)), config.dim)).eval()
     return Encoder(config, build_backbone(config)).eval()

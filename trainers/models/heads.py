@@ -2,14 +2,31 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine.parallel import GlobalBatchNorm
+from trainers.models.batch_norm import GlobalBatchNorm
 from trainers.models.masks import Mask
 from trainers.models.vit import VisionTransformer
+
+
+class Encoded(NamedTuple):
+    """The outputs of a network for the crops of B samples."""
+
+    embeddings: Tensor
+    """(B, V, D): a projected embedding of each of V crops."""
+    patches: Tensor | None = None
+    """(M, D): projected embeddings of the hidden patches, where a method predicts those."""
+    features: Tensor | None = None
+    """(B, 2, F): the backbone's features of the global crops, where a method uses them."""
+
+    @classmethod
+    def concatenate(cls, pieces: Sequence["Encoded"]) -> "Encoded":
+        """The outputs for the samples of all pieces, one piece after another."""
+        return cls(*(None if tensors[0] is None else torch.cat(tensors) for tensors in zip(*pieces, strict=True)))  # type: ignore[arg-type]
 
 
 class Network(nn.Module):
@@ -20,10 +37,10 @@ class Network(nn.Module):
         self.backbone = backbone
         self.projector = projector
         self.predictor = predictor
-        self.features = torch.empty(0, width(backbone))
-        """(B, D) of the first crops seen last, for whoever watches over the training."""
+        self.features = torch.empty(0, feature_dim(backbone))
+        """(B, D): the features of the first crops in the last forward pass, to judge the health of the training by."""
 
-    def forward(self, crops: list[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, crops: list[Tensor]) -> Encoded:
         """Crop groups [(V_i, B, 3, S_i, S_i)] to embeddings (B, V, D), V = sum of the V_i."""
         num_samples = crops[0].shape[1]
         groups = [group.flatten(0, 1) for group in crops]
@@ -36,10 +53,10 @@ class Network(nn.Module):
         projected = self.projector(features)
         if self.predictor is not None:
             projected = self.predictor(projected)
-        return (_by_sample(projected, num_samples),)
+        return Encoded(_by_sample(projected, num_samples))
 
     def _orders(self, backbone: VisionTransformer, groups: list[Tensor]) -> list[Tensor] | None:
-        """Which samples stochastic depth leaves out, by torch's own generator; a teacher sees all."""
+        """Random orders of the samples for stochastic depth, from torch's generator; None for a teacher, which drops none."""
         if not self.training or not next(self.parameters()).requires_grad:
             return None
         device = groups[0].device
@@ -54,10 +71,10 @@ class MaskedNetwork(Network):
         super().__init__(backbone, projector)
         self.patch_projector = patch_projector
 
-    def forward(self, crops: list[Tensor], mask: Mask, hides: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Embeddings (B, V, D), those (M, D) of the patches in `mask`, and features (B, 2, F) of the global crops.
+    def forward(self, crops: list[Tensor], mask: Mask, hides: bool) -> Encoded:  # type: ignore[override]
+        """Crop groups to embeddings, embeddings of the M patches in `mask`, and features of the global crops.
 
-        The patches are hidden from the backbone if it `hides` them, as a student's does.
+        `hides`: whether the patches are hidden from the backbone, as they are from a student's.
         """
         num_samples = crops[0].shape[1]
         groups = [group.flatten(0, 1) for group in crops]
@@ -67,7 +84,7 @@ class MaskedNetwork(Network):
         self.features = tokens.features[:num_samples].detach()
         patches = tokens.patches[0].flatten(0, 1).index_select(0, mask.rows)
         projected, features = self.projector(tokens.features), _by_sample(tokens.features, num_samples)
-        return _by_sample(projected, num_samples), self.patch_projector(patches), features[:, :2]
+        return Encoded(_by_sample(projected, num_samples), self.patch_projector(patches), features[:, :2])
 
 
 def _by_sample(rows: Tensor, num_samples: int) -> Tensor:
@@ -78,8 +95,8 @@ def _by_sample(rows: Tensor, num_samples: int) -> Tensor:
 class Prototypes(nn.Module):
     """K unit-length vectors; scores are cosines of the unit-length input with them.
 
-    What a weight-normalised last layer with its gain fixed to 1 computes (DINO), and what renormalising the weights before
-    every step computes (SwAV).
+    The same as a weight-normalised last layer with its gain fixed to 1 (DINO), and as weights that are renormalised before
+    every step (SwAV).
     """
 
     def __init__(self, dim: int, num: int) -> None:
@@ -109,15 +126,17 @@ class NestedPrototypes(nn.ModuleList):
         return super().__iter__()  # type: ignore[return-value]
 
     def part(self, x: Tensor, level: int) -> Tensor:
-        """What the projector of a level made: (..., levels * D) to (..., D)."""
+        """The output of the projector of one level: (..., levels * D) to (..., D)."""
         return x[..., level * self._dim : (level + 1) * self._dim]
 
     def split(self, per_prototype: Tensor) -> tuple[Tensor, ...]:
-        """(total, ...) to that of each level."""
+        """Split (total, ...) into the prototypes of each level."""
         return per_prototype.split(self._nums)
 
 
 class _NestedProjector(nn.Module):
+    """One projector for each prefix of the feature, their outputs side by side."""
+
     def __init__(self, projectors: list[nn.Module], dims: list[int]) -> None:
         super().__init__()
         self.projectors = nn.ModuleList(projectors)
@@ -136,13 +155,13 @@ def nested_projector(backbone: nn.Module, levels: int, make: Callable[[int], nn.
     Representation Learning", 2025.
     """
     if levels == 1:
-        return make(width(backbone))
-    dims = [width(backbone) >> level for level in range(levels)]
+        return make(feature_dim(backbone))
+    dims = [feature_dim(backbone) >> level for level in range(levels)]
     return _NestedProjector([make(dim) for dim in dims], dims)
 
 
-def width(backbone: nn.Module) -> int:
-    """How many features a backbone gives."""
+def feature_dim(backbone: nn.Module) -> int:
+    """The number of features that a backbone gives."""
     return int(backbone.num_features)  # type: ignore[arg-type]
 
 
@@ -165,7 +184,8 @@ def dino_projector(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
 def mlp(dims: Sequence[int], *, last_norm: bool = False, bias: bool = True) -> nn.Sequential:
     """Linear layers from dims[0] over dims[1], … to dims[-1], with batch norm and ReLU between them.
 
-    With `last_norm` a batch norm without weights follows the last layer (MoCo v3). `bias` is of the layers a norm follows.
+    With `last_norm` a batch norm without weights follows the last layer (MoCo v3). `bias`: whether layers that a norm follows
+    have one.
     """
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(pairwise(dims), start=1):

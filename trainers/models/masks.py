@@ -1,4 +1,4 @@
-"""Which patches a student does not see: blocks of them."""
+"""Block masks: the patches that are hidden from a student."""
 
 import math
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 from curation.base import rng
-from trainers.data import device as memory
+from trainers.data.tensor_memory import to_device
 
-_SMALLEST = 4
+_MIN_BLOCK = 4
 _ASPECT = 0.3
 _TRIES = 10
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Hidden patches of two global crops of B samples; both are on the device, their sizes known to the host."""
+    """Hidden patches of two global crops of B samples, on the device, with sizes that the host knows."""
 
     hidden: Tensor
     """(2 * B, N) bool, view first, as the crops lie in their group."""
     rows: Tensor
-    """(M,) int64: the hidden ones in the flattened (2 * B * N), sample by sample."""
+    """(M,) int64: indices of the hidden patches in the flattened (2 * B * N), sample by sample."""
     weight: Tensor
     """(M,) float32: one over the number of hidden patches of the crop."""
 
@@ -50,24 +50,24 @@ def block_mask(
     samples, views, patches = np.nonzero(flat.transpose(1, 0, 2))
     rows = (views * len(positions) + samples) * flat.shape[2] + patches
     weight = 1 / flat.sum(2)[views, samples].astype(np.float32)
-    parts = (flat.reshape(-1, flat.shape[2]), rows, weight)
-    return Mask(*(memory.on(device, part) for part in parts))
+    arrays = (flat.reshape(-1, flat.shape[2]), rows, weight)
+    return Mask(*(to_device(device, array) for array in arrays))
 
 
-def _hide(crop: np.ndarray, wanted: int, draws: np.random.Generator) -> None:
-    """Hide `wanted` patches of a crop (h, w), in blocks as long as there is room for one."""
+def _hide(crop: np.ndarray, num: int, draws: np.random.Generator) -> None:
+    """Hide `num` patches of a crop (h, w), in blocks as long as one fits."""
     height, width = crop.shape
-    while (left := wanted - int(crop.sum())) > 0:
+    while (remaining := num - int(crop.sum())) > 0:
         for _ in range(_TRIES):
-            area = draws.uniform(min(_SMALLEST, left), left)
+            area = draws.uniform(min(_MIN_BLOCK, remaining), remaining)
             aspect = math.exp(draws.uniform(math.log(_ASPECT), -math.log(_ASPECT)))
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if not (0 < h <= height and 0 < w <= width):
                 continue
-            top, side = draws.integers(height - h + 1), draws.integers(width - w + 1)
-            block = crop[top : top + h, side : side + w]
-            if 0 < (~block).sum() <= left:
+            top, left = draws.integers(height - h + 1), draws.integers(width - w + 1)
+            block = crop[top : top + h, left : left + w]
+            if 0 < (~block).sum() <= remaining:
                 block[:] = True
                 break
         else:
-            crop.flat[draws.choice(np.flatnonzero(~crop), left, replace=False)] = True
+            crop.flat[draws.choice(np.flatnonzero(~crop), remaining, replace=False)] = True

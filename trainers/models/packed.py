@@ -1,7 +1,7 @@
-"""Packed tokens: those of all crops of a step, whatever their sizes, as the rows of one matrix, without padding.
+"""Packed tokens: the tokens of all crops of a step, whatever their sizes, as the rows of one matrix, without padding.
 
-What treats every token alike (norms, linear layers) runs once on the matrix; what relates the tokens of a sample (attention)
-runs on a view of each group of samples of one size.
+Operations on single tokens (norms, linear layers) run once on the matrix; attention, which relates the tokens of a sample, runs
+on a view of each group of samples of one size.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,30 +19,30 @@ class Group(NamedTuple):
 
 
 class Subset(NamedTuple):
-    """Some samples of every group, to run a residual branch on these alone."""
+    """A subset of the samples of every group, which a residual branch runs on."""
 
     groups: list[Group]
     rows: Tensor
-    """(T',) int64: where their tokens lie in the whole matrix."""
+    """(T',) int64: the rows of their tokens in the whole matrix."""
     scales: list[float]
-    """Samples of each group over those taken."""
+    """Number of samples of each group divided by the number taken."""
 
 
 def pack(samples: Sequence[Tensor]) -> Tensor:
-    """One (samples, tokens, D) tensor a group to the packed (T, D)."""
+    """Pack a tensor (samples, tokens, D) per group into (T, D)."""
     return torch.cat([group.flatten(0, 1) for group in samples])
 
 
 def unpack(packed: Tensor, groups: Sequence[Group]) -> list[Tensor]:
     """Views (samples, tokens, D) of the rows of every group of a packed (T, D)."""
-    parts = packed.split([group.samples * group.tokens for group in groups])
-    return [part.unflatten(0, group) for part, group in zip(parts, groups, strict=True)]
+    blocks = packed.split([group.samples * group.tokens for group in groups])
+    return [block.unflatten(0, group) for block, group in zip(blocks, groups, strict=True)]
 
 
 def take(groups: Sequence[Group], orders: Sequence[Tensor], rate: float) -> Subset | None:
     """The first 1 - `rate` of the samples of every group in the order (samples,) given for it; None if those are all.
 
-    How many is rounded, at least one, and known without looking at a tensor: shapes are the same at every step.
+    The number is rounded, at least one, and does not depend on any tensor: shapes are the same at every step.
     """
     counts = [max(1, round(group.samples * (1 - rate))) for group in groups]
     if counts == [group.samples for group in groups]:
@@ -62,7 +62,7 @@ def take(groups: Sequence[Group], orders: Sequence[Tensor], rate: float) -> Subs
 def add_branch(
     x: Tensor, groups: Sequence[Group], subset: Subset | None, branch: Callable[[Tensor, Sequence[Group]], Tensor]
 ) -> Tensor:
-    """`x` (T, D) plus a residual branch, which costs only the samples of `subset` if there is one.
+    """`x` (T, D) plus a residual branch, which is computed only for the samples of `subset` if there is one.
 
     Stochastic depth (Huang et al., ECCV 2016) as DINOv2 computes it (Oquab et al. 2024, section 5): dropped samples are not
     computed instead of being multiplied by zero, and the others weigh more, so that the expectation is that of no dropping.

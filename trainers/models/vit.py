@@ -9,23 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainers.config import VitConfig
+from trainers.models.config import VitConfig
 from trainers.models.packed import Group, Subset, add_branch, pack, take, unpack
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines (tokens, head dim) of the angles by which queries and keys are rotated."""
 _FEW_TOKENS = 256
-"""Whose attention may lie in memory: tokens times tokens for every head and crop."""
+"""Largest number of tokens whose attention may be kept in memory: tokens times tokens for every head and crop."""
 
 
 class LayerNorm(nn.LayerNorm):
-    """Of what is added up in fp32, also with weights that FSDP gathered in bf16."""
+    """Layer norm of the fp32 residual stream, also with weights that FSDP gathered in bf16."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention within each crop."""
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -51,6 +53,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
+    """Two linear layers with GELU between them, four times as wide inside."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, 4 * dim)
@@ -61,7 +65,7 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """A gated MLP (Shazeer 2020) of as many weights as the plain one: its width is 2/3 of that, up to a multiple of 8."""
+    """A gated MLP (Shazeer 2020) with as many weights as the plain one: 2/3 as wide inside, rounded up to a multiple of 8."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -90,6 +94,8 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
+    """A transformer block: attention and MLP, each after a norm and on a residual branch."""
+
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         dim, initial = config.dim, config.layer_scale
@@ -107,16 +113,18 @@ class Block(nn.Module):
         rotations: Sequence[Rotation] | None,
         subsets: Sequence[Subset | None],
     ) -> Tensor:
-        """Packed tokens (T, D) to packed tokens; `subsets` are the samples that attention and the MLP run on, None all."""
+        """Packed tokens (T, D) to packed tokens; `subsets`: the samples for attention and for the MLP, None: all."""
         x = add_branch(x, groups, subsets[0], lambda x, groups: self.ls1(self.attn(self.norm1(x), groups, rotations)))
         return add_branch(x, groups, subsets[1], lambda x, _: self.ls2(self.mlp(self.norm2(x))))
 
 
 class PatchEmbed(nn.Module):
+    """A linear map of each patch to a token."""
+
     def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        # A convolution in name and layout, as timm has it; computed as the matrix product it is.
+        # A convolution in name and layout, as in timm; computed as a matrix product.
         self.proj = nn.Conv2d(3, dim, patch_size, patch_size)
 
     def forward(self, crops: Sequence[Tensor]) -> list[Tensor]:
@@ -134,15 +142,15 @@ class Tokens(NamedTuple):
     """Normalised features of groups of crops."""
 
     features: Tensor
-    """(B_0 + B_1 + …, D): one of every crop, as `VisionTransformer.forward` returns them, group after group."""
+    """(B_0 + B_1 + …, D): one feature per crop, as `VisionTransformer.forward` returns them, group after group."""
     patches: list[Tensor]
-    """(B_i, H_i / P * W_i / P, D) of every group, row by row."""
+    """(B_i, H_i / P * W_i / P, D) for every group, row by row."""
 
 
 class VisionTransformer(nn.Module):
-    """Modules carry timm's names, so that weights travel both ways; only a mask token has no place in timm's encoders.
+    """A Vision Transformer with timm's names of modules, so that weights can be exchanged; timm has no mask token, though.
 
-    Crops of any multiple of the patch size are taken. As in timm's plain models the class token has a learned position, and as
+    Takes crops of any multiple of the patch size. As in timm's plain models the class token has a learned position, and as
     in those with registers it then has none. Set `checkpoints_blocks` to recompute blocks in the backward pass instead of
     keeping their activations. To spare the memory of a whole copy, build it on the meta device, then `to_empty` and
     `init_weights`.
@@ -218,15 +226,15 @@ class VisionTransformer(nn.Module):
             features, norm = [group.mean(1) for group in patches], self.fc_norm
         else:
             features, norm = [group[:, 0] for group in samples], self.norm
-        # Normalised apart, so that a compiler can leave out what the caller does not use.
+        # Normalised separately, so that a compiler can leave out what the caller does not use.
         return Tokens(norm(torch.cat(features)), [norm(group) for group in patches])
 
     def draw_orders(self, samples: Sequence[int], generator: torch.Generator) -> list[Tensor] | None:
         """The random orders that `tokens` needs for groups of so many samples; None if nothing is ever dropped.
 
-        (2 * depth, B_i) int64 a group, on the generator's device: every branch of every block runs on the first samples of its
-        order. Seed the generator from `curation.base.rng.key` of the step and the rank. What is dropped depends on the batch of
-        the rank, so it does depend on the number of ranks.
+        (2 * depth, B_i) int64 for each group, on the generator's device: every branch of every block runs on the first samples
+        of its order. Seed the generator from `curation.base.rng.key` of the step and the rank. The dropped samples depend on
+        the batch of the rank, and so on the number of ranks.
         """
         if not self._rates[-1]:
             return None
@@ -264,7 +272,7 @@ class VisionTransformer(nn.Module):
         return resized.flatten(2).transpose(1, 2).to(positions.dtype)
 
     def _rotation(self, images: Tensor) -> Rotation:
-        """The rotation of every token of such images; class token and registers stay as they are."""
+        """The rotation of every token of such images; class token and registers are not rotated."""
         cosines, sines = axial_rotation(*self._shape(images), self.config.dim // self.config.heads, images.device)
         prefix = (self._prefix, cosines.shape[1])
         return torch.cat([cosines.new_ones(prefix), cosines]), torch.cat([sines.new_zeros(prefix), sines])

@@ -7,7 +7,7 @@ import numpy as np
 from curation.base import rng
 from curation.embeddings.source import EmbeddingSource
 from curation.kmeans.levels import ClusterHierarchy
-from curation.measures.quality import churn, contingency, nmi
+from curation.measures.agreement import churn, contingency, nmi
 from launch.report.sections.section import Section
 from launch.report.view import View
 from pipeline.artifacts.clusters import Clusters

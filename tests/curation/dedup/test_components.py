@@ -25,7 +25,7 @@ def test_components_are_those_of_the_graph_however_edges_arrive(edges: list[tupl
 
 def test_the_forest_can_lie_on_disk(tmp_path: Path) -> None:
     edges = [(np.array([5, 9]), np.array([7, 5]))]
-    found = components(12, edges, scratch=tmp_path / "forest")
-    assert isinstance(found, np.memmap)
-    assert found.tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 8, 5, 10, 11]
+    result = components(12, edges, scratch=tmp_path / "forest")
+    assert isinstance(result, np.memmap)
+    assert result.tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 8, 5, 10, 11]
     assert len(components(0, [], scratch=tmp_path / "none")) == 0

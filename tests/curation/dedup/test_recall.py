@@ -15,11 +15,11 @@ def test_brute_force_finds_every_pair_of_the_rows_asked_for() -> None:
     rows = rows_with_copies()
     squared = ((rows[:, None].astype(np.float64) - rows) ** 2).sum(2)
     queries = np.array([3, 50, 203, 299])
-    found = brute_force(ArraySource(rows, block_rows=70), queries, 0.7)
+    pairs = brute_force(ArraySource(rows, block_rows=70), queries, 0.7)
     expected = {(min(q, o), max(q, o)) for q in queries for o in np.flatnonzero(squared[q] <= 0.49) if o != q}
-    assert set(zip(found.first.tolist(), found.second.tolist(), strict=True)) == expected
+    assert set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == expected
     assert (3, 203) in expected
-    assert np.allclose(found.squared, squared[found.first, found.second], atol=1e-5)
+    assert np.allclose(pairs.squared, squared[pairs.first, pairs.second], atol=1e-5)
 
 
 def test_a_pair_is_covered_by_its_edge_or_by_those_of_equal_rows() -> None:

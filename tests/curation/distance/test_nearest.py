@@ -9,7 +9,8 @@ from curation.base.errors import ConfigError
 from curation.distance import nearest as distance
 from curation.distance.faiss_products import FaissProducts
 from curation.distance.kernels import HalfProducts
-from curation.distance.nearest import Coarse, FullProducts, NearestCentroid, Products, default_device, squared_distance
+from curation.distance.nearest import NearestCentroid, default_device, squared_distance
+from curation.distance.products import Coarse, FullProducts, Products
 
 DEVICE = default_device()
 PRODUCTS = [FullProducts, HalfProducts, FaissProducts]
@@ -33,9 +34,9 @@ def exact(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 def search(products: type, centroids: Tensor) -> NearestCentroid:
     origin = centroids.mean(0)
-    found = NearestCentroid(centroids, origin)
-    found._products = products(centroids, origin)
-    return found
+    nearest = NearestCentroid(centroids, origin)
+    nearest._products = products(centroids, origin)
+    return nearest
 
 
 @pytest.mark.parametrize("products", PRODUCTS)
@@ -45,10 +46,10 @@ def search(products: type, centroids: Tensor) -> NearestCentroid:
 def test_labels_are_those_of_float64(products: type, dtype: torch.dtype, apart: float, away: float, dim: int) -> None:
     rows, centroids = tangled(200, dim, dtype, apart=apart, away=away)
     label, margin = exact(rows, centroids)
-    found = search(products, centroids)(rows)
-    assert torch.equal(found.label, label)
+    nearest = search(products, centroids)(rows)
+    assert torch.equal(nearest.label, label)
     error = products(centroids, centroids.mean(0)).nearest(rows).error
-    assert ((found.margin - margin).abs() <= 2 * error + 1e-6 * margin).all()
+    assert ((nearest.margin - margin).abs() <= 2 * error + 1e-6 * margin).all()
     assert torch.allclose(squared_distance(rows, centroids, label), (rows - centroids[label]).square().sum(1), rtol=1e-5)
 
 
@@ -76,7 +77,7 @@ def test_no_score_errs_by_more_than_is_said(products: type, scale: float) -> Non
 def test_candidates_are_all_within_the_limit_however_little_room_there_is(
     products: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("curation.distance.kernels._SPARE", 1)
+    monkeypatch.setattr("curation.distance.kernels._CANDIDATES_PER_ROW", 1)
     rows, centroids = tangled(200, 5, torch.float16, apart=1e-3)
     made: Products = products(centroids, centroids.mean(0))
     coarse = made.nearest(rows)
@@ -84,11 +85,11 @@ def test_candidates_are_all_within_the_limit_however_little_room_there_is(
     row, centroid = made.candidates(rows, limit)
     squared = (rows.double()[:, None] - centroids.double()).square().sum(2)
     above = squared - squared.amin(1, keepdim=True)
-    found = torch.zeros_like(squared, dtype=torch.bool)
-    found[row, centroid] = True
+    is_candidate = torch.zeros_like(squared, dtype=torch.bool)
+    is_candidate[row, centroid] = True
     slack = 2 * coarse.error[:, None]
-    assert found[above <= 1.0 - slack].all()
-    assert not found[above > 1.0 + slack].any()
+    assert is_candidate[above <= 1.0 - slack].all()
+    assert not is_candidate[above > 1.0 + slack].any()
 
 
 @pytest.mark.parametrize("products", PRODUCTS)

@@ -6,16 +6,16 @@ from curation.kmeans.cost import costs, suggested
 
 def test_suggestions_are_in_the_proportions_of_the_paper() -> None:
     paper = (10_000_000, 500_000, 50_000, 10_000)
-    found = suggested(743_000_000)
-    assert found.splits == 100
-    assert len(found.levels) >= 4
-    assert found.levels[:4] == pytest.approx(paper, rel=0.02)
+    config = suggested(743_000_000)
+    assert config.splits == 100
+    assert len(config.levels) >= 4
+    assert config.levels[:4] == pytest.approx(paper, rel=0.02)
 
 
 @pytest.mark.parametrize("num_rows", [1, 100, 3000, 50_000, 12_345_678, 17 * 10**9])
 def test_suggestions_are_valid_for_any_number_of_rows(num_rows: int) -> None:
-    found = suggested(num_rows)
-    assert all(level.flops > 0 and level.num_bytes > 0 for level in costs(found, num_rows, 256))
+    config = suggested(num_rows)
+    assert all(level.flops > 0 and level.num_bytes > 0 for level in costs(config, num_rows, 256))
 
 
 def test_costs_grow_with_the_work() -> None:

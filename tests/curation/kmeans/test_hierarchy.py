@@ -1,26 +1,27 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from curation.base.collectives import Alone, TorchCollectives
-from curation.base.errors import ConfigError
 from curation.base.journal import Journal
 from curation.embeddings.source import ArraySource, Block
-from curation.kmeans.hierarchy import closest_items, hierarchical_kmeans
-from curation.kmeans.levels import ClusterHierarchy, HierarchyProgress, Level
-from curation.kmeans.lloyd import kmeans
-from curation.measures.quality import total_variation_from_uniform
+from curation.kmeans.config import ClusterConfig
+from curation.kmeans.hierarchy import build_hierarchy, closest_items, hierarchical_kmeans
+from curation.kmeans.levels import ClusterHierarchy, HierarchyProgress, Level, LevelShare
+from curation.kmeans.lloyd import KMeans
+from curation.measures.balance import total_variation_from_uniform
 from curation.selectors.config import BalancedConfig
 from curation.selectors.select import select
 from curation.selectors.selection import Pool
 from tests.helpers import on_ranks
 
 
-def build(rows: np.ndarray, levels: list[int], **options: object) -> ClusterHierarchy:
-    events = hierarchical_kmeans(ArraySource(rows), levels, stream=1, **options)  # type: ignore[arg-type]
-    return ClusterHierarchy(tuple(event for event in events if isinstance(event, Level)))
+def build(rows: np.ndarray, levels: list[int], **settings: Any) -> ClusterHierarchy:
+    return build_hierarchy(ArraySource(rows), ClusterConfig(levels=levels, **settings), rng_key=1)
 
 
 def rings(num: int = 3000) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +43,9 @@ def test_levels_fit_together() -> None:
         offsets, ids = level.children()
         assert sorted(ids) == list(range(len(level.assignment)))
         for cluster in range(level.num_clusters):
-            mine = ids[offsets[cluster] : offsets[cluster + 1]]
-            assert (level.assignment[mine] == cluster).all()
-            assert (np.diff(level.squared_distance[mine]) >= 0).all()
+            members = ids[offsets[cluster] : offsets[cluster + 1]]
+            assert (level.assignment[members] == cluster).all()
+            assert (np.diff(level.squared_distance[members]) >= 0).all()
 
 
 def test_resampling_and_levels_flatten_what_k_means_leaves_uneven() -> None:
@@ -52,7 +53,7 @@ def test_resampling_and_levels_flatten_what_k_means_leaves_uneven() -> None:
     plain, curated = build(rows, [100], resampling_steps=0), build(rows, [300, 100], resampling_steps=10)
     tv = []
     for hierarchy in (plain, curated):
-        chosen = select(BalancedConfig(budget=200), Pool(hierarchy=hierarchy), stream=1).rows
+        chosen = select(BalancedConfig(budget=200), Pool(hierarchy=hierarchy), rng_key=1).rows
         tv.append(total_variation_from_uniform(np.bincount(ring[chosen], minlength=5)))
     assert total_variation_from_uniform(np.bincount(ring)) > 0.35
     assert tv[0] < 0.3
@@ -61,18 +62,20 @@ def test_resampling_and_levels_flatten_what_k_means_leaves_uneven() -> None:
 
 def test_the_closest_rows_of_each_cluster() -> None:
     rows, _ = rings(500)
-    result = kmeans(ArraySource(rows), 20, stream=1)
+    result = KMeans(ArraySource(rows), 20, rng_key=1).run()
     kept = closest_items(result, 4, Alone())
     for cluster in range(20):
-        mine = np.flatnonzero(result.assignment == cluster)
-        best = mine[np.argsort(result.squared_distance[mine], kind="stable")[:4]]
-        assert set(kept) & set(mine) == set(best)
+        members = np.flatnonzero(result.local_assignment == cluster)
+        best = members[np.argsort(result.local_squared_distance[members], kind="stable")[:4]]
+        assert set(kept) & set(members) == set(best)
 
 
 def test_a_continued_hierarchy_is_the_same() -> None:
     rows, _ = rings(800)
     whole = build(rows, [100, 20, 5], resampling_steps=1).levels
-    rest = build(rows, [100, 20, 5], resampling_steps=1, done=whole[:1]).levels
+    config = ClusterConfig(levels=[100, 20, 5], resampling_steps=1)
+    events = hierarchical_kmeans(ArraySource(rows), config, rng_key=1, done=whole[:1])
+    rest = [event for event in events if isinstance(event, LevelShare)]
     assert len(rest) == 2
     for again, before in zip(rest, whole[1:], strict=True):
         assert np.array_equal(again.centroids, before.centroids)
@@ -93,7 +96,7 @@ def test_degenerate_data(rows: np.ndarray) -> None:
 
 
 def test_levels_must_descend() -> None:
-    with pytest.raises(ConfigError, match="descend"):
+    with pytest.raises(ValidationError, match="descend"):
         build(np.eye(4), [2, 3])
 
 
@@ -101,14 +104,15 @@ def _same_hierarchy_on_every_worker(rank: int) -> None:
     rows, _ = rings(2000)
     workers = TorchCollectives()
     source = ArraySource(rows, block_rows=256)
-    alone = list(hierarchical_kmeans(source, [120, 30, 4], stream=1, resampling_steps=2))
-    shared = list(hierarchical_kmeans(source, [120, 30, 4], stream=1, resampling_steps=2, collectives=workers))
+    config = ClusterConfig(levels=[120, 30, 4], resampling_steps=2)
+    alone = list(hierarchical_kmeans(source, config, rng_key=1))
+    shared = list(hierarchical_kmeans(source, config, rng_key=1, collectives=workers))
     assert len(alone) == len(shared)
     for one, other in zip(alone, shared, strict=True):
-        if isinstance(one, Level) and isinstance(other, Level):
+        if isinstance(one, LevelShare) and isinstance(other, LevelShare):
             assert np.array_equal(one.centroids, other.centroids)
             assert np.array_equal(one.sizes, other.sizes)
-            assert np.array_equal(one.assignment, np.concatenate(workers.gather(other.assignment)))
+            assert np.array_equal(one.local_assignment, np.concatenate(workers.gather(other.local_assignment)))
         else:
             assert one == other
 
@@ -140,10 +144,12 @@ class Dying(ArraySource):
 def test_killed_anywhere_a_hierarchy_continues_to_the_same_bits(tmp_path: Path) -> None:
     rows, _ = rings(1500)
 
-    def events(source: ArraySource, done: list[Level], journal: Journal) -> Iterator[HierarchyProgress | Level]:
-        return hierarchical_kmeans(source, [100, 20], stream=1, resampling_steps=4, done=done, journal=journal)
+    config = ClusterConfig(levels=[100, 20], resampling_steps=4)
 
-    undisturbed = [event for event in events(ArraySource(rows), [], Journal()) if isinstance(event, Level)]
+    def events(source: ArraySource, done: list[Level], journal: Journal) -> Iterator[HierarchyProgress | LevelShare]:
+        return hierarchical_kmeans(source, config, rng_key=1, done=done, journal=journal)
+
+    undisturbed = build_hierarchy(ArraySource(rows), config, rng_key=1).levels
     done: list[Level] = []
     kills = 0
     chance = np.random.default_rng(0)
@@ -152,7 +158,7 @@ def test_killed_anywhere_a_hierarchy_continues_to_the_same_bits(tmp_path: Path) 
         source.lives = int(chance.integers(9, 20))
         try:
             for event in events(source, done.copy(), Journal(tmp_path, seconds=0)):
-                done += [event] if isinstance(event, Level) else []
+                done += [event.whole()] if isinstance(event, LevelShare) else []
             break
         except KilledError:
             kills += 1

@@ -8,8 +8,9 @@ from curation.base.collectives import Alone, TorchCollectives
 from curation.base.journal import Journal
 from curation.embeddings.source import ArraySource
 from curation.kmeans import splits
+from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import hierarchical_kmeans
-from curation.kmeans.levels import Level
+from curation.kmeans.levels import Level, LevelShare
 from tests.helpers import on_ranks
 
 
@@ -23,10 +24,11 @@ def rows() -> np.ndarray:
     return draws.permutation(np.concatenate(heaps)).astype(np.float16)
 
 
-def split(workers: Any, journal: Journal | None = None, **options: Any) -> Level:
-    source = ArraySource(rows(), block_rows=100)
-    events = hierarchical_kmeans(source, [60], stream=1, splits=12, collectives=workers, journal=journal, **options)
-    return next(event for event in events if isinstance(event, Level))
+def split(workers: Any, journal: Journal | None = None, **settings: Any) -> Level:
+    """A level of 60 clusters made by splitting 5, as `workers` know it."""
+    source, config = ArraySource(rows(), block_rows=100), ClusterConfig(levels=(60,), splits=12, **settings)
+    events = hierarchical_kmeans(source, config, rng_key=1, collectives=workers, journal=journal)
+    return next(event.whole() for event in events if isinstance(event, LevelShare))
 
 
 @pytest.mark.parametrize("spherical", [False, True])
@@ -36,8 +38,8 @@ def test_every_cluster_is_split_and_rows_go_to_the_nearest_part(spherical: bool)
     assert level.sizes.min() > 0
     assert level.sizes.tolist() == np.bincount(level.assignment).tolist()
     squared = ((rows()[:, None].astype(np.float64) - level.centroids) ** 2).sum(2)
-    mine = squared[np.arange(len(squared)), level.assignment]
-    assert np.allclose(mine, level.squared_distance, rtol=1e-3, atol=1e-4)
+    to_assigned = squared[np.arange(len(squared)), level.assignment]
+    assert np.allclose(to_assigned, level.squared_distance, rtol=1e-3, atol=1e-4)
     if spherical:
         assert np.allclose(np.linalg.norm(level.centroids, axis=1), 1, atol=1e-5)
     else:  # the heaps are far apart, so that but for rows between two clusters the nearest part is the nearest of all

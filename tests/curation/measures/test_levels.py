@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from curation.embeddings.source import ArraySource
-from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.config import ClusterConfig
+from curation.kmeans.hierarchy import build_hierarchy
 from curation.kmeans.levels import Level
+from curation.measures.features import silhouette
 from curation.measures.levels import silhouettes
-from curation.measures.quality import silhouette
 
 
 @pytest.fixture
@@ -16,8 +17,7 @@ def rows() -> np.ndarray:
 
 @pytest.fixture
 def levels(rows: np.ndarray) -> list[Level]:
-    events = hierarchical_kmeans(ArraySource(rows), [30, 4], stream=1, resampling_steps=0)
-    return [event for event in events if isinstance(event, Level)]
+    return list(build_hierarchy(ArraySource(rows), ClusterConfig(levels=(30, 4), resampling_steps=0), rng_key=1).levels)
 
 
 def test_silhouettes_are_of_the_rows_at_every_level(rows: np.ndarray, levels: list[Level]) -> None:
@@ -29,6 +29,6 @@ def test_silhouettes_are_of_the_rows_at_every_level(rows: np.ndarray, levels: li
 
 def test_a_sample_too_small_for_so_many_clusters_says_nothing(rows: np.ndarray, levels: list[Level]) -> None:
     sample = np.sort(np.random.default_rng(1).permutation(200)[:59])
-    some = silhouettes(ArraySource(rows), levels, sample)
-    assert some[0] is None
-    assert some[1] == pytest.approx(silhouette(rows, levels[1].assignment[levels[0].assignment]), abs=0.1)
+    scores = silhouettes(ArraySource(rows), levels, sample)
+    assert scores[0] is None
+    assert scores[1] == pytest.approx(silhouette(rows, levels[1].assignment[levels[0].assignment]), abs=0.1)

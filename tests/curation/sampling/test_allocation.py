@@ -17,7 +17,7 @@ def literal_water_fill(sizes: np.ndarray, target: int) -> int:
 def test_water_filling_is_that_of_the_paper_in_every_group(groups: list[list[int]], data: st.DataObject) -> None:
     targets = [data.draw(st.integers(0, sum(sizes))) for sizes in groups]
     offsets = np.cumsum([0, *(len(sizes) for sizes in groups)])
-    amounts = water_fill(np.concatenate(groups).astype(int), offsets, np.array(targets), stream=1)
+    amounts = water_fill(np.concatenate(groups).astype(int), offsets, np.array(targets), rng_key=1)
     for sizes, target, start, end in zip(map(np.array, groups), targets, offsets, offsets[1:], strict=False):
         mine = amounts[start:end]
         cap = literal_water_fill(sizes, target)

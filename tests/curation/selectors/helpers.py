@@ -9,19 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.embeddings.source import ArraySource
-from curation.kmeans.hierarchy import hierarchical_kmeans
+from curation.kmeans.config import ClusterConfig
+from curation.kmeans.hierarchy import build_hierarchy
 from curation.kmeans.levels import ClusterHierarchy, Level
 from curation.selectors.select import select
 from curation.selectors.selection import Pool
 
 
 def clustered(rows: np.ndarray, levels: Sequence[int]) -> ClusterHierarchy:
-    events = hierarchical_kmeans(ArraySource(rows), levels, stream=1, resampling_steps=0)
-    return ClusterHierarchy(tuple(event for event in events if isinstance(event, Level)))
+    """A hierarchy of rows (N, D) by plain k-means."""
+    return build_hierarchy(ArraySource(rows), ClusterConfig(levels=tuple(levels), resampling_steps=0), rng_key=1)
 
 
 def hierarchy(num: int, seed: int = 0) -> ClusterHierarchy:
-    """Two blobs, one of them four times as large, in a fifth as many clusters as rows."""
+    """A hierarchy of two blobs, one of them four times as large, with a fifth as many clusters as rows."""
     draws = np.random.default_rng(seed)
     rows = np.concatenate([draws.normal(place, 0.1, (count, 2)) for place, count in ((0, num - num // 5), (5, num // 5))])
     return clustered(rows.astype(np.float16), [max(3, num // 5), 2])
@@ -31,7 +32,7 @@ KINDS = ("blobs", "copies", "equal", "lone")
 
 
 def one_cluster(rows: np.ndarray) -> ClusterHierarchy:
-    """All rows in one cluster, whose centroid is the origin."""
+    """A hierarchy with all rows in one cluster, whose centroid is the origin."""
     num, dim = rows.shape
     level = Level(
         centroids=np.zeros((1, dim), dtype=np.float32),
@@ -43,7 +44,7 @@ def one_cluster(rows: np.ndarray) -> ClusterHierarchy:
 
 
 @lru_cache(maxsize=256)
-def some_pool(kind: str, num: int, seed: int = 0) -> tuple[np.ndarray, ClusterHierarchy]:
+def example_pool(kind: str, num: int, seed: int = 0) -> tuple[np.ndarray, ClusterHierarchy]:
     """Rows (num, 3) and clusters of them: two blobs, few distinct rows, one row only, or as many clusters as rows."""
     draws = np.random.default_rng(seed)
     rows = {
@@ -55,21 +56,21 @@ def some_pool(kind: str, num: int, seed: int = 0) -> tuple[np.ndarray, ClusterHi
     return rows, clustered(rows, [num if kind == "lone" else max(3, num // 8), 2])
 
 
-def check_promises(config: Any, kind: str, num: int, seed: int, **known: Any) -> None:
-    """All that every selector promises: exactly the budget, ascending, of available rows, however rows come in blocks."""
-    rows, tree = some_pool(kind, num, seed)
+def check_promises(config: Any, kind: str, num: int, seed: int, **inputs: Any) -> None:
+    """Check the promises of all selectors: exactly the budget, ascending, of available rows, for any division into blocks."""
+    rows, tree = example_pool(kind, num, seed)
     available = np.random.default_rng(seed + 1).random(num) < 0.7
-    for left in (None, available):
+    for mask in (None, available):
         pools = [
-            Pool(hierarchy=tree, available=left, embeddings=ArraySource(rows, block_rows=size), **known) for size in (1000, 7)
+            Pool(hierarchy=tree, available=mask, embeddings=ArraySource(rows, block_rows=size), **inputs) for size in (1000, 7)
         ]
-        made, again = (select(config, pool, stream=seed) for pool in pools)
-        assert len(made.rows) == min(config.budget, pools[0].num_available)
-        assert (np.diff(made.rows) > 0).all()
-        assert np.isin(made.rows, np.arange(num) if left is None else np.flatnonzero(left)).all()
-        assert (made.repeats == 1).all()
-        assert np.array_equal(made.rows, again.rows)
+        selection, again = (select(config, pool, rng_key=seed) for pool in pools)
+        assert len(selection.rows) == min(config.budget, pools[0].num_available)
+        assert (np.diff(selection.rows) > 0).all()
+        assert np.isin(selection.rows, np.arange(num) if mask is None else np.flatnonzero(mask)).all()
+        assert (selection.repeats == 1).all()
+        assert np.array_equal(selection.rows, again.rows)
 
 
 promises = given(st.sampled_from(KINDS), st.integers(3, 90), st.integers(0, 5), st.integers(1, 100))
-"""What `check_promises` is tried with: a kind of rows, how many, a seed and a budget."""
+"""Cases for `check_promises`: a kind of rows, their number, a seed and a budget."""

@@ -17,21 +17,21 @@ from tests.curation.selectors.helpers import clustered, hierarchy
 
 
 def balanced(
-    tree: ClusterHierarchy, budget: int, *, stream: int, weights: np.ndarray | None = None, **options: Any
+    tree: ClusterHierarchy, budget: int, *, rng_key: int, weights: np.ndarray | None = None, **options: Any
 ) -> Selection:
     config = BalancedConfig(budget=budget, **options)
-    return select(config, Pool(hierarchy=tree, scores=weights), stream=stream)
+    return select(config, Pool(hierarchy=tree, scores=weights), rng_key=rng_key)
 
 
-def random(tree: ClusterHierarchy, budget: int, *, stream: int) -> Selection:
-    return select(RandomConfig(budget=budget), Pool(hierarchy=tree), stream=stream)
+def random(tree: ClusterHierarchy, budget: int, *, rng_key: int) -> Selection:
+    return select(RandomConfig(budget=budget), Pool(hierarchy=tree), rng_key=rng_key)
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(10, 200), st.integers(1, 250), st.integers(0, 100))
 def test_the_budget_is_met_exactly_without_repeating_a_row(num: int, budget: int, seed: int) -> None:
     tree = hierarchy(num)
-    for selection in (balanced(tree, budget, stream=seed), random(tree, budget, stream=seed)):
+    for selection in (balanced(tree, budget, rng_key=seed), random(tree, budget, rng_key=seed)):
         assert len(selection.rows) == min(budget, num)
         assert (np.diff(selection.rows) > 0).all()
         assert selection.rows.min() >= 0
@@ -54,7 +54,7 @@ def test_repeats_meet_the_budget_and_no_row_repeats_before_all_of_its_cluster_ar
     options: dict[str, Any] = {"members": members}
     if members == "weighted":
         options["weights"] = np.random.default_rng(seed).random(num)
-    selection = balanced(tree, budget, stream=seed, max_repeats=most, **options)
+    selection = balanced(tree, budget, rng_key=seed, max_repeats=most, **options)
     assert selection.repeats.sum() == min(budget, num * most)
     assert (np.diff(selection.rows) > 0).all()
     assert selection.repeats.min() >= 1
@@ -63,19 +63,19 @@ def test_repeats_meet_the_budget_and_no_row_repeats_before_all_of_its_cluster_ar
     times[selection.rows] = selection.repeats
     finest = tree.levels[0]
     for cluster in range(finest.num_clusters):
-        mine = times[finest.assignment == cluster]
-        assert mine.max() - mine.min() <= 1
+        members = times[finest.assignment == cluster]
+        assert members.max() - members.min() <= 1
 
 
 @pytest.mark.parametrize(("members", "sign"), [("closest", 1), ("farthest", -1)])
 def test_of_each_cluster_the_closest_or_the_farthest(members: Literal["closest", "farthest"], sign: int) -> None:
     tree = hierarchy(500)
-    selection = balanced(tree, 150, stream=1, members=members)
+    selection = balanced(tree, 150, rng_key=1, members=members)
     finest = tree.levels[0]
     for cluster in range(finest.num_clusters):
-        mine = np.flatnonzero(finest.assignment == cluster)
-        taken = np.isin(mine, selection.rows)
-        distance = sign * finest.squared_distance[mine]
+        members = np.flatnonzero(finest.assignment == cluster)
+        taken = np.isin(members, selection.rows)
+        distance = sign * finest.squared_distance[members]
         if taken.any() and not taken.all():
             assert distance[taken].max() <= distance[~taken].min()
 
@@ -84,17 +84,17 @@ def test_weights_decide_how_often_a_row_is_taken() -> None:
     rows = np.random.default_rng(0).normal(0, 1, (4000, 2)).astype(np.float16)
     tree = clustered(rows, [4])
     weights = np.where(np.arange(4000) % 2, 9.0, 1.0)
-    taken = balanced(tree, 400, stream=1, weights=weights, members="weighted").rows % 2
+    taken = balanced(tree, 400, rng_key=1, weights=weights, members="weighted").rows % 2
     assert 0.85 < taken.mean() < 0.95
 
 
 def test_rows_are_taken_alike_however_many_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = hierarchy(3000)
-    whole = [balanced(tree, budget, stream=1).rows for budget in (7, 600, 2500)]
+    whole = [balanced(tree, budget, rng_key=1).rows for budget in (7, 600, 2500)]
     monkeypatch.setattr(sampling, "_BLOCK", 97)
     monkeypatch.setattr(sampling, "_CANDIDATES", 50)
     for rows, budget in zip(whole, (7, 600, 2500), strict=True):
-        assert np.array_equal(balanced(tree, budget, stream=1).rows, rows)
+        assert np.array_equal(balanced(tree, budget, rng_key=1).rows, rows)
 
 
 def test_clusters_that_drew_too_few_candidates_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,35 +102,35 @@ def test_clusters_that_drew_too_few_candidates_are_drawn_again(monkeypatch: pyte
     tree = hierarchy(400)
     real = rng.tickets
     monkeypatch.setattr(rng, "tickets", lambda *args: real(*args) // 2 + np.uint32(2**31))
-    assert len(balanced(tree, 100, stream=1).rows) == 100
+    assert len(balanced(tree, 100, rng_key=1).rows) == 100
 
 
 def test_exhausted_clusters_are_counted() -> None:
     tree = hierarchy(100)
-    counts = balanced(tree, 100, stream=1).counts["exhausted"]
+    counts = balanced(tree, 100, rng_key=1).counts["exhausted"]
     assert counts == {"level_1": tree.levels[0].num_clusters, "level_2": 2}
-    assert balanced(tree, 2, stream=1).counts["exhausted"]["level_2"] == 0
+    assert balanced(tree, 2, rng_key=1).counts["exhausted"]["level_2"] == 0
 
 
 def test_the_budget_is_even_over_coarse_clusters_and_random_is_not() -> None:
     tree = hierarchy(500)
     coarse = tree.labels(2)
-    assert np.bincount(coarse[balanced(tree, 100, stream=1).rows]).tolist() == [50, 50]
-    assert np.bincount(coarse[random(tree, 100, stream=1).rows]).max() > 65
+    assert np.bincount(coarse[balanced(tree, 100, rng_key=1).rows]).tolist() == [50, 50]
+    assert np.bincount(coarse[random(tree, 100, rng_key=1).rows]).max() > 65
 
 
 def test_seeds_decide_and_repeat() -> None:
     tree = hierarchy(300)
-    first = balanced(tree, 60, stream=1).rows
-    assert np.array_equal(first, balanced(tree, 60, stream=1).rows)
-    assert not np.array_equal(first, balanced(tree, 60, stream=2).rows)
+    first = balanced(tree, 60, rng_key=1).rows
+    assert np.array_equal(first, balanced(tree, 60, rng_key=1).rows)
+    assert not np.array_equal(first, balanced(tree, 60, rng_key=2).rows)
 
 
 def test_rows_that_are_not_available_are_never_taken() -> None:
     tree = hierarchy(300)
     pool = Pool(hierarchy=tree, available=np.arange(300) % 3 > 0)
     for config in (BalancedConfig(budget=150), RandomConfig(budget=150), Rs2Config(budget=150)):
-        rows = select(config, pool, stream=1).rows
+        rows = select(config, pool, rng_key=1).rows
         assert (rows % 3 > 0).all()
         assert len(rows) == (200 if config.strategy == "rs2" else 150)
 
@@ -139,12 +139,12 @@ def test_a_selection_chooses_from_what_the_ones_before_it_left() -> None:
     tree = hierarchy(300)
     first = RandomConfig(budget=120)
     config = BalancedConfig(budget=60, after=(first,))
-    made = select(config, Pool(hierarchy=tree), stream=1)
-    left = select(first, Pool(hierarchy=tree), stream=rng.key(1, "after", 0))
-    assert len(made.rows) == 60
-    assert np.isin(made.rows, left.rows).all()
-    assert made.counts["after random"] == 120
-    assert len(select(replace_budget(config, 200), Pool(hierarchy=tree), stream=1).rows) == 120
+    selection = select(config, Pool(hierarchy=tree), rng_key=1)
+    earlier = select(first, Pool(hierarchy=tree), rng_key=rng.key(1, "after", 0))
+    assert len(selection.rows) == 60
+    assert np.isin(selection.rows, earlier.rows).all()
+    assert selection.counts["after random"] == 120
+    assert len(select(replace_budget(config, 200), Pool(hierarchy=tree), rng_key=1).rows) == 120
 
 
 def test_what_must_come_last_is_refused_before() -> None:
@@ -158,11 +158,11 @@ def replace_budget(config: BalancedConfig, budget: int) -> BalancedConfig:
 
 
 def test_what_a_selector_needs_and_has_not_is_said() -> None:
-    with pytest.raises(ConfigError, match="--scores"):
-        select(BalancedConfig(budget=10, members="weighted"), Pool(hierarchy=hierarchy(50)), stream=1)
+    with pytest.raises(ConfigError, match="needs a score for every row"):
+        select(BalancedConfig(budget=10, members="weighted"), Pool(hierarchy=hierarchy(50)), rng_key=1)
 
 
 def test_rs2_offers_everything_and_shows_a_part() -> None:
-    made = select(Rs2Config(fraction=0.25), Pool(hierarchy=hierarchy(200)), stream=1)
-    assert made.rows.tolist() == list(range(200))
-    assert made.per_epoch == 50
+    selection = select(Rs2Config(fraction=0.25), Pool(hierarchy=hierarchy(200)), rng_key=1)
+    assert selection.rows.tolist() == list(range(200))
+    assert selection.per_epoch == 50

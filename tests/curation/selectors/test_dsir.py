@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from curation.base import rng
 from curation.base.errors import DataError
+from curation.selectors import dsir
 from curation.selectors.dsir import BUCKETS, buckets, log_ratio, ngram_counts, select
-from curation.selectors.select import dsir
 
 WORDS = st.lists(st.sampled_from(["red", "Green", "blue", "sky", "sea", "."]), max_size=8).map(" ".join)
 
@@ -25,10 +25,10 @@ def literal_features(text: str) -> Counter[int]:
 
 def literal_weight(text: str, target: list[str], raw: list[str]) -> float:
     """The log of p_target / p_raw of Xie et al., bags of hashed words and pairs."""
-    seen = [sum((literal_features(one) for one in texts), Counter[int]()) for texts in (target, raw)]
-    total = [sum(counts.values()) for counts in seen]
+    text_counts = [sum((literal_features(one) for one in texts), Counter[int]()) for texts in (target, raw)]
+    total = [sum(counts.values()) for counts in text_counts]
     return sum(
-        count * (log(seen[0][bucket] / total[0] + 1e-8) - log(seen[1][bucket] / total[1] + 1e-8))
+        count * (log(text_counts[0][bucket] / total[0] + 1e-8) - log(text_counts[1][bucket] / total[1] + 1e-8))
         for bucket, count in literal_features(text).items()
     )
 
@@ -68,7 +68,7 @@ def test_texts_are_drawn_by_importance_with_gumbel_noise(target: list[str], raw:
         chance = ((int(rng.order(seed, np.array([row]))[0]) >> 12) + 0.5) / 2**52
         noisy.append(literal_weight(text, target, raw) - log(-np.log1p(-chance)))
     expected = np.sort(np.argsort(noisy)[::-1][:budget])
-    assert select(enumerate(raw), ratio, budget, stream=seed).tolist() == expected.tolist()
+    assert select(enumerate(raw), ratio, budget, rng_key=seed).tolist() == expected.tolist()
 
 
 @settings(deadline=None, max_examples=30)
@@ -76,20 +76,20 @@ def test_texts_are_drawn_by_importance_with_gumbel_noise(target: list[str], raw:
 def test_the_order_of_texts_does_not_matter(texts: list[str], budget: int, shuffler: random.Random) -> None:
     ratio = np.random.default_rng(0).normal(0, 1, BUCKETS)
     listed = [(7 * row, text) for row, text in enumerate(texts)]
-    rows = select(listed, ratio, budget, stream=1)
+    rows = select(listed, ratio, budget, rng_key=1)
     assert len(rows) == min(budget, len(texts))
     assert (np.diff(rows) > 0).all()
     shuffler.shuffle(listed)
-    assert np.array_equal(select(iter(listed), ratio, budget, stream=1), rows)
+    assert np.array_equal(select(iter(listed), ratio, budget, rng_key=1), rows)
 
 
 def test_texts_read_a_few_at_a_time_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     ratio = np.random.default_rng(0).normal(0, 1, BUCKETS)
     texts = [f"word {i} of {i % 7}" for i in range(100)]
-    whole = select(enumerate(texts), ratio, 30, stream=1)
-    monkeypatch.setattr(dsir, "_AT_ONCE", 7)
-    assert np.array_equal(select(enumerate(texts), ratio, 30, stream=1), whole)
-    assert not np.array_equal(select(enumerate(texts), ratio, 30, stream=2), whole)
+    whole = select(enumerate(texts), ratio, 30, rng_key=1)
+    monkeypatch.setattr(dsir, "_BATCH", 7)
+    assert np.array_equal(select(enumerate(texts), ratio, 30, rng_key=1), whole)
+    assert not np.array_equal(select(enumerate(texts), ratio, 30, rng_key=2), whole)
 
 
 def test_texts_like_the_target_are_preferred() -> None:
@@ -97,14 +97,14 @@ def test_texts_like_the_target_are_preferred() -> None:
     common, special = [f"common{i}" for i in range(50)], [f"special{i}" for i in range(50)]
     texts = [" ".join(draws.choice(special if row % 10 == 0 else common, 20)) for row in range(1000)]
     target = [" ".join(draws.choice(special, 20)) for _ in range(50)]
-    rows = select(enumerate(texts), log_ratio(ngram_counts(target), ngram_counts(texts)), 100, stream=1)
+    rows = select(enumerate(texts), log_ratio(ngram_counts(target), ngram_counts(texts)), 100, rng_key=1)
     assert (rows % 10 == 0).mean() > 0.95
 
 
 def test_equal_weights_draw_every_text_alike() -> None:
     times = np.zeros(20)
     for seed in range(400):
-        times[select(((row, "same") for row in range(20)), np.ones(BUCKETS), 5, stream=rng.key(seed))] += 1
+        times[select(((row, "same") for row in range(20)), np.ones(BUCKETS), 5, rng_key=rng.key(seed))] += 1
     assert (np.abs(times - 100) < 4.5 * np.sqrt(75)).all()
 
 
@@ -112,4 +112,4 @@ def test_texts_without_words_are_refused() -> None:
     with pytest.raises(DataError, match="words on both sides"):
         log_ratio(ngram_counts(["a"]), ngram_counts(["  "]))
     assert buckets("").tolist() == []
-    assert select([(3, "")], np.ones(BUCKETS), 2, stream=1).tolist() == [3]
+    assert select([(3, "")], np.ones(BUCKETS), 2, rng_key=1).tolist() == [3]

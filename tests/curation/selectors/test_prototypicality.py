@@ -24,14 +24,14 @@ def test_rows_are_ranked_over_the_whole_pool(keep: Literal["easy", "hard"], budg
     available = np.arange(300) % 3 > 0
     distance = tree.levels[0].squared_distance
     ranked = sorted(np.flatnonzero(available), key=lambda row: distance[row], reverse=keep == "hard")
-    made = select(PrototypicalityConfig(budget=budget, keep=keep), Pool(hierarchy=tree, available=available), stream=1)
-    assert made.rows.tolist() == sorted(ranked[:budget])
+    selection = select(PrototypicalityConfig(budget=budget, keep=keep), Pool(hierarchy=tree, available=available), rng_key=1)
+    assert selection.rows.tolist() == sorted(ranked[:budget])
 
 
 @pytest.mark.parametrize(("keep", "expected"), [("easy", [0, 2, 4, 5]), ("hard", [0, 1, 3, 6])])
 def test_of_equally_far_rows_the_first_are_taken(keep: Literal["easy", "hard"], expected: list[int]) -> None:
     tree = one_cluster(np.array([[2], [3], [0], [3], [1], [2], [3], [2]]))
     before = tree.levels[0].squared_distance.copy()
-    made = select(PrototypicalityConfig(budget=4, keep=keep), Pool(hierarchy=tree), stream=1)
-    assert made.rows.tolist() == expected
+    selection = select(PrototypicalityConfig(budget=4, keep=keep), Pool(hierarchy=tree), rng_key=1)
+    assert selection.rows.tolist() == expected
     assert np.array_equal(tree.levels[0].squared_distance, before)

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from curation.base.errors import ConfigError, DataError
 from curation.embeddings.source import ArraySource
+from curation.selectors import retrieval
 from curation.selectors.config import RetrievalConfig
-from curation.selectors.select import retrieval, select
+from curation.selectors.select import select
 from curation.selectors.selection import Pool, Selection
-from tests.curation.selectors.helpers import check_promises, one_cluster, promises, some_pool
+from tests.curation.selectors.helpers import check_promises, example_pool, one_cluster, promises
 
 
 def queries_of(num: int, seed: int = 0) -> ArraySource:
@@ -48,18 +49,18 @@ def test_every_query_gets_its_next_nearest_in_turn(num: int, asked: int, budget:
         queries=ArraySource(queries),
         available=None if whole else available,
     )
-    made = select(RetrievalConfig(budget=budget), pool, stream=1)
-    assert made.rows.tolist() == literal(rows, queries, available, budget)
+    selection = select(RetrievalConfig(budget=budget), pool, rng_key=1)
+    assert selection.rows.tolist() == literal(rows, queries, available, budget)
 
 
 @pytest.mark.parametrize(("held", "tile"), [(1, 1024), (2**25, 3), (500, 7)])
 def test_small_tiles_and_few_queries_at_once_change_nothing(held: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, tree = some_pool("blobs", 200)
+    rows, tree = example_pool("blobs", 200)
     pool = Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=queries_of(9))
-    whole = select(RetrievalConfig(budget=60), pool, stream=1).rows
+    whole = select(RetrievalConfig(budget=60), pool, rng_key=1).rows
     monkeypatch.setattr(retrieval, "_HELD", held)
     monkeypatch.setattr(retrieval, "_TILE", tile)
-    assert np.array_equal(select(RetrievalConfig(budget=60), pool, stream=1).rows, whole)
+    assert np.array_equal(select(RetrievalConfig(budget=60), pool, rng_key=1).rows, whole)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -67,70 +68,70 @@ def test_ties_are_not_left_to_rounding(dtype: type) -> None:
     """Permutations of a row are equally far from a query of equal numbers, in whatever order their products are summed."""
     rows = np.array(list(permutations([0.1, 0.7, 1.3, -0.4, 0.9]))).astype(dtype)
     pool = Pool(hierarchy=one_cluster(rows), embeddings=ArraySource(rows), queries=ArraySource(np.full((1, 5), 0.3)))
-    assert select(RetrievalConfig(budget=50), pool, stream=1).rows.tolist() == list(range(50))
+    assert select(RetrievalConfig(budget=50), pool, rng_key=1).rows.tolist() == list(range(50))
 
 
 def test_queries_that_agree_look_further() -> None:
-    rows, tree = some_pool("blobs", 200)
+    rows, tree = example_pool("blobs", 200)
     queries = np.repeat(rows[:1] + 0.1, 30, axis=0)
-    made = select(
-        RetrievalConfig(budget=50), Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=ArraySource(queries)), stream=1
+    selection = select(
+        RetrievalConfig(budget=50), Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=ArraySource(queries)), rng_key=1
     )
     nearest = np.argsort(((rows - queries[0]) ** 2).sum(1))[:50]
-    assert made.rows.tolist() == sorted(nearest.tolist())
+    assert selection.rows.tolist() == sorted(nearest.tolist())
 
 
 def test_far_from_the_origin_the_nearest_are_still_found() -> None:
     """There, expanded distances in float32 would be rounding only."""
-    rows, tree = some_pool("blobs", 200)
+    rows, tree = example_pool("blobs", 200)
     far = rows + 5000
     tree = replace(tree, levels=(replace(tree.levels[0], centroids=tree.levels[0].centroids + 5000),))
     queries = ArraySource(far[:3])
-    made = select(RetrievalConfig(budget=3), Pool(hierarchy=tree, embeddings=ArraySource(far), queries=queries), stream=1)
-    assert made.rows.tolist() == [0, 1, 2]
+    selection = select(RetrievalConfig(budget=3), Pool(hierarchy=tree, embeddings=ArraySource(far), queries=queries), rng_key=1)
+    assert selection.rows.tolist() == [0, 1, 2]
 
 
-def of_clusters(budget: int, queries: np.ndarray, available: np.ndarray | None = None, stream: int = 1) -> Selection:
-    _, tree = some_pool("blobs", 200)
+def of_clusters(budget: int, queries: np.ndarray, available: np.ndarray | None = None, rng_key: int = 1) -> Selection:
+    _, tree = example_pool("blobs", 200)
     pool = Pool(hierarchy=tree, queries=ArraySource(queries), available=available)
-    return select(RetrievalConfig(budget=budget, expand="clusters"), pool, stream=stream)
+    return select(RetrievalConfig(budget=budget, expand="clusters"), pool, rng_key=rng_key)
 
 
 def test_clusters_give_in_proportion_to_their_votes() -> None:
-    level = some_pool("blobs", 200)[1].levels[0]
+    level = example_pool("blobs", 200)[1].levels[0]
     one, two = np.argsort(-level.sizes)[:2]
     queries = level.centroids[[one, one, one, two]]
-    made = of_clusters(8, queries)
-    assert np.bincount(level.assignment[made.rows], minlength=level.num_clusters)[[one, two]].tolist() == [6, 2]
-    assert made.counts["clusters"] == 2
-    assert made.counts["unspent"] == 0
-    assert not np.array_equal(made.rows, of_clusters(8, queries, stream=2).rows)
+    selection = of_clusters(8, queries)
+    assert np.bincount(level.assignment[selection.rows], minlength=level.num_clusters)[[one, two]].tolist() == [6, 2]
+    assert selection.counts["clusters"] == 2
+    assert selection.counts["unspent"] == 0
+    assert not np.array_equal(selection.rows, of_clusters(8, queries, rng_key=2).rows)
 
 
 def test_what_does_not_fit_passes_on_and_then_stays_unspent() -> None:
-    level = some_pool("blobs", 200)[1].levels[0]
+    level = example_pool("blobs", 200)[1].levels[0]
     one, two = np.argsort(-level.sizes)[:2]
     queries = level.centroids[[one] + 20 * [two]]
     available = np.arange(200) % 3 > 0
     sizes = np.bincount(level.assignment[available], minlength=level.num_clusters)
-    made = of_clusters(int(sizes[two]) + 3, queries, available)
-    assert np.bincount(level.assignment[made.rows], minlength=level.num_clusters)[[one, two]].tolist() == [3, sizes[two]]
-    assert available[made.rows].all()
-    made = of_clusters(150, queries, available)
-    assert made.rows.tolist() == np.flatnonzero(np.isin(level.assignment, [one, two]) & available).tolist()
-    assert made.counts["unspent"] == 150 - sizes[[one, two]].sum()
+    selection = of_clusters(int(sizes[two]) + 3, queries, available)
+    assert np.bincount(level.assignment[selection.rows], minlength=level.num_clusters)[[one, two]].tolist() == [3, sizes[two]]
+    assert available[selection.rows].all()
+    selection = of_clusters(150, queries, available)
+    assert selection.rows.tolist() == np.flatnonzero(np.isin(level.assignment, [one, two]) & available).tolist()
+    assert selection.counts["unspent"] == 150 - sizes[[one, two]].sum()
 
 
 def test_what_cannot_be_retrieved_from_is_refused() -> None:
-    rows, tree = some_pool("blobs", 200)
+    rows, tree = example_pool("blobs", 200)
     config = RetrievalConfig(budget=5)
-    with pytest.raises(ConfigError, match="--queries"):
-        select(config, Pool(hierarchy=tree, embeddings=ArraySource(rows)), stream=1)
-    with pytest.raises(ConfigError, match="--embeddings"):
-        select(config, Pool(hierarchy=tree, queries=queries_of(2)), stream=1)
+    with pytest.raises(ConfigError, match="similar to queries"):
+        select(config, Pool(hierarchy=tree, embeddings=ArraySource(rows)), rng_key=1)
+    with pytest.raises(ConfigError, match="compares rows"):
+        select(config, Pool(hierarchy=tree, queries=queries_of(2)), rng_key=1)
     for wrong in (np.zeros((0, 3)), np.zeros((2, 4))):
         with pytest.raises(DataError, match="3 dimensions"):
-            select(config, Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=ArraySource(wrong)), stream=1)
+            select(config, Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=ArraySource(wrong)), rng_key=1)
     nan = ArraySource(np.full((2, 3), np.nan))
     with pytest.raises(DataError, match="NaN"):
-        select(config, Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=nan), stream=1)
+        select(config, Pool(hierarchy=tree, embeddings=ArraySource(rows), queries=nan), rng_key=1)

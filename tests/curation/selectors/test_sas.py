@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from curation.base.errors import ConfigError
 from curation.embeddings.source import ArraySource
+from curation.selectors import sas
 from curation.selectors.config import SasConfig
 from curation.selectors.sas import greedy
-from curation.selectors.select import sas, select
+from curation.selectors.select import select
 from curation.selectors.selection import Pool
-from tests.curation.selectors.helpers import check_promises, hierarchy, promises, some_pool
+from tests.curation.selectors.helpers import check_promises, example_pool, hierarchy, promises
 
 
 @settings(deadline=None, max_examples=30)
@@ -61,28 +62,30 @@ def test_greedy_is_near_the_optimum_of_small_sets(num: int, seed: int, data: st.
     budget = data.draw(st.integers(1, num // 2))
     rows = np.random.default_rng(seed).normal(0.2, 1, (num, 3))
     similar = similarities(rows)
-    best = max(objective(similar, set(some)) for some in combinations(range(num), budget))
+    best = max(objective(similar, set(subset)) for subset in combinations(range(num), budget))
     assert objective(similar, set(greedy(torch.from_numpy(rows), budget).tolist())) >= (1 - 1 / e) * best - 1e-9
 
 
 def test_every_class_gives_the_same_share() -> None:
-    rows, tree = some_pool("blobs", 240)
+    rows, tree = example_pool("blobs", 240)
     pool = Pool(hierarchy=tree, embeddings=ArraySource(rows), available=np.arange(240) % 4 > 0)
     for level, config in ((2, SasConfig(budget=90)), (1, SasConfig(budget=90, level=1))):
         labels = tree.labels(level)
-        made = select(config, pool, stream=1)
+        selection = select(config, pool, rng_key=1)
         for label in range(tree.levels[level - 1].num_clusters):
-            mine = np.flatnonzero((labels == label) & pool.available)
-            taken = np.isin(mine, made.rows)
-            assert abs(taken.sum() - len(mine) / 2) < 1
-            assert np.array_equal(mine[taken], mine[np.sort(greedy(torch.from_numpy(rows[mine]), int(taken.sum())))])
+            members = np.flatnonzero((labels == label) & pool.available)
+            taken = np.isin(members, selection.rows)
+            assert abs(taken.sum() - len(members) / 2) < 1
+            picked = greedy(torch.from_numpy(rows[members]), int(taken.sum())) if taken.any() else []
+            assert np.array_equal(members[taken], np.sort(members[picked]))
 
 
 def test_rows_are_compared_by_direction_only() -> None:
-    rows, tree = some_pool("blobs", 120)
+    rows, tree = example_pool("blobs", 120)
     scaled = rows * np.random.default_rng(0).uniform(0.1, 10, (120, 1)).astype(np.float32)
-    made = [select(SasConfig(budget=40), Pool(hierarchy=tree, embeddings=ArraySource(r)), stream=1) for r in (rows, scaled)]
-    assert np.array_equal(made[0].rows, made[1].rows)
+    pools = [Pool(hierarchy=tree, embeddings=ArraySource(array)) for array in (rows, scaled)]
+    one, other = (select(SasConfig(budget=40), pool, rng_key=1) for pool in pools)
+    assert np.array_equal(one.rows, other.rows)
 
 
 @pytest.mark.parametrize(("held", "proposed"), [(1, 256), (2**25, 1), (200, 5)])
@@ -111,4 +114,4 @@ def test_more_equal_rows_than_are_proposed_are_picked_in_order() -> None:
 def test_a_level_that_is_not_there_is_refused() -> None:
     pool = Pool(hierarchy=hierarchy(50), embeddings=ArraySource(np.zeros((50, 2))))
     with pytest.raises(ConfigError, match="Set 1 to 2"):
-        select(SasConfig(budget=5, level=3), pool, stream=1)
+        select(SasConfig(budget=5, level=3), pool, rng_key=1)

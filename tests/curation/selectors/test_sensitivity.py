@@ -33,9 +33,9 @@ def literal_chances(mass: np.ndarray, num: int) -> np.ndarray:
 @given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=30), st.data())
 def test_chances_are_in_proportion_to_mass_up_to_one(mass: list[float], data: st.DataObject) -> None:
     num = data.draw(st.integers(0, len(mass)))
-    found = chances(np.array(mass), num)
-    assert found.sum() == pytest.approx(num)
-    assert found == pytest.approx(literal_chances(np.array(mass), num), rel=1e-6, abs=1e-9)
+    chance = chances(np.array(mass), num)
+    assert chance.sum() == pytest.approx(num)
+    assert chance == pytest.approx(literal_chances(np.array(mass), num), rel=1e-6, abs=1e-9)
 
 
 def test_rows_without_mass_share_what_the_others_leave() -> None:
@@ -84,11 +84,11 @@ def test_a_weighted_mean_over_the_selection_is_that_of_the_pool() -> None:
     mean = value[distance > 0].mean()  # of the rows that can be drawn: those that are no centroid
     weighted, plain = [], []
     for seed in range(300):
-        made = select(SensitivityConfig(budget=80), Pool(hierarchy=tree), stream=seed)
-        assert made.weights is not None
-        assert made.weights.mean() == pytest.approx(1)
-        weighted.append((made.weights * value[made.rows]).mean())
-        plain.append(value[made.rows].mean())
+        selection = select(SensitivityConfig(budget=80), Pool(hierarchy=tree), rng_key=seed)
+        assert selection.weights is not None
+        assert selection.weights.mean() == pytest.approx(1)
+        weighted.append((selection.weights * value[selection.rows]).mean())
+        plain.append(value[selection.rows].mean())
     error = np.std(weighted) / np.sqrt(300)
     # A ratio of unbiased sums is biased by the order of its variance.
     assert abs(np.mean(weighted) - mean) < 4 * error + np.var(weighted)
@@ -106,10 +106,10 @@ def test_mass_is_the_score_at_the_centre_and_the_distance_to_it(coefficient: flo
         centre = min(mates, key=lambda mate: level.squared_distance[mate])
         mass[row] = scores[centre] + coefficient * np.sqrt(level.squared_distance[row]) ** power
     config = SensitivityConfig(budget=50, coefficient=coefficient, power=power)
-    made = select(config, Pool(hierarchy=tree, scores=scores), stream=1)
-    expected = 1 / literal_chances(mass, 50)[made.rows]
-    assert made.weights == pytest.approx(expected / expected.mean(), rel=1e-4)
-    assert made.counts["certain"] == np.count_nonzero(literal_chances(mass, 50) >= 1)
+    selection = select(config, Pool(hierarchy=tree, scores=scores), rng_key=1)
+    expected = 1 / literal_chances(mass, 50)[selection.rows]
+    assert selection.weights == pytest.approx(expected / expected.mean(), rel=1e-4)
+    assert selection.counts["certain"] == np.count_nonzero(literal_chances(mass, 50) >= 1)
 
 
 def test_a_centre_counts_even_if_it_is_not_available() -> None:
@@ -120,10 +120,10 @@ def test_a_centre_counts_even_if_it_is_not_available() -> None:
     scores = np.zeros(300)
     scores[centre] = 1
     pool = Pool(hierarchy=tree, scores=scores, available=np.arange(300) != centre)
-    made = select(SensitivityConfig(budget=len(mates) - 1, coefficient=0), pool, stream=1)
-    assert made.rows.tolist() == sorted(set(mates.tolist()) - {centre})
+    selection = select(SensitivityConfig(budget=len(mates) - 1, coefficient=0), pool, rng_key=1)
+    assert selection.rows.tolist() == sorted(set(mates.tolist()) - {centre})
 
 
 def test_scores_below_zero_are_refused() -> None:
     with pytest.raises(DataError, match="cannot be negative"):
-        select(SensitivityConfig(budget=5), Pool(hierarchy=hierarchy(50), scores=np.full(50, -1.0)), stream=1)
+        select(SensitivityConfig(budget=5), Pool(hierarchy=hierarchy(50), scores=np.full(50, -1.0)), rng_key=1)

@@ -1,5 +1,6 @@
 """Small runs to report on, and how to read the pages about them."""
 
+import html
 import re
 import shutil
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def describe_again(directory: Path) -> None:
     manifest.model_copy(update={"parts": parts}).write(directory)
 
 
-def words(html: str) -> str:
+def words(page: str) -> str:
     """The text of a page, without tags and with single spaces."""
-    body = re.sub(r"(?s)<script>.*?</script>", "", html.split("<body>")[1])
-    return " ".join(re.sub(r"<[^>]*>", " ", body).split())
+    body = re.sub(r"(?s)<script>.*?</script>", "", page.split("<body>")[1])
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())

@@ -10,7 +10,9 @@ from pipeline.rounds.graph import Step
 from pipeline.stages.config import EmbedConfig
 from pipeline.stages.embed import Embed
 from pipeline.stages.train import Train
-from trainers.config import EvaluateConfig, TimmConfig, TrainConfig
+from trainers.engine.config import TrainConfig
+from trainers.evaluation.config import EvaluateConfig
+from trainers.models.config import TimmConfig
 
 
 def fingerprints(weights: Path) -> list[str]:

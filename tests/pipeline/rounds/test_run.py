@@ -33,7 +33,7 @@ from pipeline.stages.select import Select
 from pipeline.stages.shard import Shard
 from pipeline.stages.stage import Estimate, Stage, StageContext, StageOutput
 from tests.helpers import write_images
-from trainers.config import PixelsConfig
+from trainers.models.config import PixelsConfig
 
 pytestmark = pytest.mark.xdist_group("stages")
 

@@ -18,7 +18,7 @@ from pipeline.runtime.config import Resources
 from pipeline.runtime.console import Console
 from pipeline.runtime.ray_executor import RayExecutor
 from tests.helpers import WINDROW, windrow, write_images
-from trainers.engine.parallel import ranks_here
+from trainers.ranks import ranks_per_node
 
 # Recent Ray wants a token from everyone who connects; between two processes of a test it only gets in the way.
 OPEN = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
@@ -105,7 +105,7 @@ def whereabouts() -> Iterator[str]:
     node = int(ray.get_runtime_context().get_node_id()[:12], 16)
     nodes = [torch.zeros((), dtype=torch.int64) for _ in range(4)]
     dist.all_gather(nodes, torch.tensor(node))
-    yield f"{ranks_here()} {nodes[0] == nodes[1] != nodes[2] == nodes[3]}"
+    yield f"{ranks_per_node()} {nodes[0] == nodes[1] != nodes[2] == nodes[3]}"
 
 
 def test_an_address_where_nobody_answers(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.stages.config import EmbedConfig, ShardConfig
 from pipeline.stages.dedup import Dedup
 from pipeline.stages.embed import Embed
 from pipeline.stages.shard import Shard
-from trainers.config import PixelsConfig
+from trainers.models.config import PixelsConfig
 
 pytestmark = pytest.mark.xdist_group("stages")
 

@@ -11,7 +11,7 @@ import pytest
 
 from curation.base.errors import DataError
 from tests.trainers.data.test_loader import VIEWS, shards
-from trainers.data import crop_workers as cutting
+from trainers.data import crop_workers
 from trainers.data.loader import Batch, Loader
 
 FOREVER = 10**6
@@ -35,8 +35,8 @@ def session(leader: int) -> dict[int, int]:
 
 
 def server() -> int:
-    assert cutting._running
-    return cutting._running[0].pid
+    assert crop_workers._running
+    return crop_workers._running[0].pid
 
 
 def becomes(leader: int, num: int) -> bool:
@@ -59,9 +59,9 @@ def test_a_process_that_dies_is_told_and_the_next_start_works(tmp_path: Path) ->
         with pytest.raises(DataError, match=r"ended by SIGKILL.*lower train.workers"):
             list(shown)
     assert becomes(server(), 1)
-    assert cutting._running
-    cutting._running[0].kill()
-    cutting._running[0].wait()
+    assert crop_workers._running
+    crop_workers._running[0].kill()
+    crop_workers._running[0].wait()
     with closing(batches(tmp_path)) as shown:  # type: ignore[type-var]
         assert len(next(shown).row_id) == 4
 

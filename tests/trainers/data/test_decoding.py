@@ -30,7 +30,7 @@ def test_jpeg_decodes_as_pillow_does() -> None:
 
 @pytest.mark.parametrize("room", [2**20, 10])
 def test_a_window_that_is_not_kept_is_the_same(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    monkeypatch.setattr(images._room, "pixels", np.full(room, 7, dtype=np.uint8))
+    monkeypatch.setattr(images._buffer, "pixels", np.full(room, 7, dtype=np.uint8))
     for content in (encode(PIXELS, "JPEG"), encode(PIXELS[:7, :9], "JPEG"), encode(PIXELS[:, ::-1], "PNG")):
         assert np.array_equal(images.decode_window(content, (0, 0, 7, 9), 1).pixels, images.decode(content))
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from curation.base.errors import DataError
 from trainers.data.decoding import decode_window
-from trainers.data.jpeg import layout, part
+from trainers.data.jpeg import layout, region
 
 KINDS = {"4:4:4": (8, 8), "4:2:2": (8, 16), "4:2:0": (16, 16), "gray": (8, 8), "gray, said to be of two by two": (8, 8)}
 """Height and width of an MCU."""
@@ -66,7 +66,7 @@ def test_no_more_is_decoded_than_the_intervals_that_have_the_box(kind: str) -> N
     content = encode(noise(160, 320), kind, restart_marker_blocks=5)
     found = decode_window(content, (54, 130, 14, 40), 1)
     assert (found.top, found.left, *found.pixels.shape) == (48, 120, 24, 80, 3)
-    assert len(part(content, (54, 130, 14, 40))[0]) < 0.1 * len(content)
+    assert len(region(content, (54, 130, 14, 40))[0]) < 0.1 * len(content)
     found = decode_window(content, (54, 130, 14, 40), 2)
     assert (found.top, found.left, *found.pixels.shape) == (20, 60, 20, 40, 3)
 
@@ -89,11 +89,11 @@ MARKED = encode(noise(64, 64), "4:4:4", restart_marker_blocks=2)
     ids=["no markers", "progressive", "across rows", "of rows", "cut off", "one lost", "one too many", "another"],
 )
 def test_what_has_no_parts_is_taken_whole(content: bytes) -> None:
-    assert part(content, (0, 0, 8, 8)) is None
+    assert region(content, (0, 0, 8, 8)) is None
 
 
 def test_most_of_an_image_is_taken_whole() -> None:
-    assert part(encode(noise(64, 64), "4:4:4", restart_marker_blocks=1), (1, 1, 60, 60)) is None
+    assert region(encode(noise(64, 64), "4:4:4", restart_marker_blocks=1), (1, 1, 60, 60)) is None
 
 
 @settings(deadline=None)

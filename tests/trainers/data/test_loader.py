@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from curation.base.errors import DataError
-from trainers.config import ViewsConfig
 from trainers.data import loader as loading
+from trainers.data.config import ViewsConfig
 from trainers.data.loader import Batch, Loader
-from trainers.data.samples import ROWS_PER_EPOCH, SampleList, ShardReader
+from trainers.data.samples import ROWS_PER_EPOCH, SampleList
+from trainers.data.shard_reader import ShardReader
 
 VIEWS = ViewsConfig(num_local=1, global_size=8, local_size=8)
 
@@ -132,11 +133,11 @@ def with_checksum_of_what_is_there(samples: SampleList, row: int) -> SampleList:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("most_resident_bytes", [0, 2**20])
+@pytest.mark.parametrize("max_resident_bytes", [0, 2**20])
 def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_told(
-    tmp_path: Path, world_size: int, most_resident_bytes: int
+    tmp_path: Path, world_size: int, max_resident_bytes: int
 ) -> None:
-    read = partial(load, most_resident_bytes=most_resident_bytes)
+    read = partial(load, max_resident_bytes=max_resident_bytes)
     samples = shards(tmp_path)
     good = [batch.row_id.tolist() for batch in read(samples, 0, 1)]
     spoil(samples, 3, 7)
@@ -153,7 +154,7 @@ def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_told(
     for step, batch in enumerate(alone):
         together = np.stack([rank[step].row_id for rank in ranks], axis=1).ravel()
         assert together.tolist() == batch.row_id.tolist()
-    loader = Loader(samples, VIEWS, seed=1, global_batch_size=4, most_resident_bytes=most_resident_bytes)
+    loader = Loader(samples, VIEWS, seed=1, global_batch_size=4, max_resident_bytes=max_resident_bytes)
     assert sum(len(batch.replaced) for batch in loader.batches(0, 6)) == loader.replaced > 0
     assert loader.shown == 24
 

@@ -7,8 +7,8 @@ import pytest
 
 from curation.base.errors import DataError
 from tests.trainers.data.test_loader import VIEWS
+from trainers.data.config import OrderName
 from trainers.data.loader import Loader
-from trainers.data.order import OrderName
 from trainers.data.samples import SampleList
 
 LABELS = np.array([5] * 40 + [2] * 9 + [7] * 4 + [0] * 7 + [-1] * 1)
@@ -102,7 +102,7 @@ def test_a_mixture_shows_each_source_by_its_weight(tmp_path: Path) -> None:
 
 def test_what_an_order_lacks_is_said(tmp_path: Path) -> None:
     plain, labelled = listed(20, tmp_path), listed(5, tmp_path, label=np.arange(5))
-    with pytest.raises(DataError, match=r"order balanced wants labels.*train.label"):
+    with pytest.raises(DataError, match=r"order balanced needs labels.*train.label"):
         stream(plain, "balanced", 1)
     with pytest.raises(DataError, match="at least one whole step"):
         stream(labelled, "distinct", 1)

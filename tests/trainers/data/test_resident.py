@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests.trainers.data.test_loader import add_image
-from trainers.config import ViewsConfig
+from trainers.data.config import ViewsConfig
 from trainers.data.loader import Loader
 from trainers.data.resident import ResidentImages
-from trainers.data.samples import SampleList, ShardReader
+from trainers.data.samples import SampleList
+from trainers.data.shard_reader import ShardReader
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,7 @@ def test_crops_are_those_of_the_stream(tmp_path: Path, sizes: tuple[int, int]) -
     """Sizes smaller and larger than the boxes: scaled down with a wide filter, and up."""
     samples = noise(tmp_path, *[(20, 26)] * 8)
     config = ViewsConfig(num_local=2, global_size=sizes[0], local_size=sizes[1], local_scale=(0.05, 1.0))
-    streamed, resident = (Loader(samples, config, seed=1, global_batch_size=8, most_resident_bytes=most) for most in (0, 10**6))
+    streamed, resident = (Loader(samples, config, seed=1, global_batch_size=8, max_resident_bytes=most) for most in (0, 10**6))
     for one, other in zip(streamed.batches(3, 4), resident.batches(3, 4), strict=True):
         assert one.row_id.tolist() == other.row_id.tolist()
         assert np.array_equal(one.draws.numbers, other.draws.numbers)

@@ -20,7 +20,7 @@ COLUMNS = {"4:4:4": 8, "4:2:2": 16, "4:2:0": 16, "gray": 8}
 @pytest.fixture(autouse=True, scope="module")
 def small_images_too() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(restarts, "_LEAST_BYTES", 1)
+        patch.setattr(restarts, "_MIN_BYTES", 1)
         yield
 
 
@@ -160,7 +160,7 @@ def test_coefficients_too_large_for_a_code_stay_as_they_are() -> None:
 
 
 def test_a_file_that_has_few_bytes_for_an_interval_gets_fewer_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "_LEAST_BYTES", 128)
+    monkeypatch.setattr(restarts, "_MIN_BYTES", 128)
     flat, rough, fine = (
         encode(256, 256, "4:4:4", smooth=smooth, quality=q) for smooth, q in ((True, 5), (False, 5), (False, 90))
     )

@@ -12,8 +12,7 @@ import torch
 
 from curation.base.errors import DataError
 from tests.trainers.data.test_loader import VIEWS, load, shards, spoil
-from trainers.data import samples as sampling
-from trainers.data import stores
+from trainers.data import shard_reader, stores
 from trainers.data.loader import Loader
 from trainers.data.resident import ResidentImages
 from trainers.data.samples import SHARDS_URL, SampleList
@@ -88,12 +87,12 @@ def moved(samples: SampleList, directory: Path, url: str) -> SampleList:
     return there
 
 
-@pytest.mark.parametrize("most_resident_bytes", [0, 2**20])
-def test_a_store_gives_the_same_batches_as_a_directory(tmp_path: Path, server: Server, most_resident_bytes: int) -> None:
+@pytest.mark.parametrize("max_resident_bytes", [0, 2**20])
+def test_a_store_gives_the_same_batches_as_a_directory(tmp_path: Path, server: Server, max_resident_bytes: int) -> None:
     samples = shards(tmp_path)
     spoil(samples, 3)
     here = load(samples, 0, 1)
-    there = load(moved(samples, tmp_path, server.url), 0, 1, most_resident_bytes=most_resident_bytes)
+    there = load(moved(samples, tmp_path, server.url), 0, 1, max_resident_bytes=max_resident_bytes)
     for one, other in zip(here, there, strict=True):
         assert one.row_id.tolist() == other.row_id.tolist()
         assert one.replaced.tolist() == other.replaced.tolist()
@@ -139,7 +138,7 @@ def test_a_store_that_fails_for_a_moment_changes_nothing(tmp_path: Path, server:
 def test_a_store_that_goes_away_is_waited_for_once(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = Loader(moved(shards(tmp_path), tmp_path, server.url), VIEWS, seed=1, global_batch_size=4)
     waits: list[float] = []
-    monkeypatch.setattr(sampling.time, "sleep", waits.append)
+    monkeypatch.setattr(shard_reader.time, "sleep", waits.append)
     server.failing, server.asked = 10**6, 0
     with pytest.raises(DataError, match="cannot be read, tried 5 times"):
         list(loader.batches(0, 3))
@@ -149,12 +148,12 @@ def test_a_store_that_goes_away_is_waited_for_once(tmp_path: Path, server: Serve
 
 def test_a_store_that_does_not_answer_is_told(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     there = moved(shards(tmp_path), tmp_path, server.url)
-    monkeypatch.setattr(sampling.time, "sleep", lambda _: None)
+    monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
     server.failing = 100
     with pytest.raises(DataError, match=r"0\.tar cannot be read, tried 5 times: .*503.*run again, which continues"):
         Loader(there, VIEWS, seed=1, global_batch_size=4)
     server.failing, server.whole = 0, True
-    with pytest.raises(DataError, match=r"bytes came where \d+ were asked for: this server knows no ranges"):
+    with pytest.raises(DataError, match=r"bytes came where \d+ were requested: this server does not support ranges"):
         Loader(there, VIEWS, seed=1, global_batch_size=4)
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
-from trainers.config import ViewsConfig
 from trainers.data import colour, views
+from trainers.data.config import ViewsConfig
 from trainers.data.decoding import Window, decode, decode_window
 
 

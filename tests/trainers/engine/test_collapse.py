@@ -15,7 +15,7 @@ both = pytest.mark.parametrize("method", [DINO, SWAV], ids=["dino", "swav"])
 
 def teacher_use(assignments: Tensor) -> TeacherUse:
     found = use_of_prototypes(assignments)
-    names = ("assignment_entropy", "prototypes_worth", "prototypes_used")
+    names = ("assignment_entropy", "prototype_perplexity", "prototypes_used")
     return TeacherUse(*(float(found[name]) for name in names), *assignments.shape)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tests.helpers import Killable
 from tests.trainers.data.test_loader import shards
 from tests.trainers.engine.train_until_killed import METHODS, STEPS
-from trainers.engine.layout import CHECKPOINTS, METRICS, newest_checkpoint
+from trainers.output_files import CHECKPOINTS, METRICS, newest_checkpoint
 
 
 def begin(directory: Path, out: Path, world_size: int) -> Killable:

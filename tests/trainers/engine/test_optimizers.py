@@ -10,9 +10,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from curation.base.errors import ConfigError
 from tests.helpers import on_ranks
-from trainers.config import AdamWConfig, LarsConfig, SgdConfig, TimmConfig, TrainConfig, VitConfig
+from trainers.engine.config import AdamWConfig, LarsConfig, SgdConfig, TrainConfig
 from trainers.engine.optimizers import build_optimizer, parameter_groups, set_rates, skip_if
 from trainers.methods.method import Method, StepOutput
+from trainers.models.config import TimmConfig, VitConfig
 from trainers.models.encoders import build_backbone
 from trainers.models.heads import NestedPrototypes, Network, dino_projector
 

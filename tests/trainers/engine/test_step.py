@@ -14,12 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from curation.base.errors import ConfigError
 from tests.helpers import on_ranks
 from tests.trainers.methods.test_parallel import CLASSES, IDS, METHODS, SAMPLES, VIT
-from trainers.config import LarsConfig, TimmConfig, TrainConfig, ViewsConfig, VitConfig
+from trainers.data.config import ViewsConfig
 from trainers.engine import step as engines
-from trainers.engine.parallel import rank, whole_state, world_size
+from trainers.engine.config import LarsConfig, TrainConfig
 from trainers.engine.step import Engine
 from trainers.methods import config as configs
 from trainers.methods.method import Clock, Views
+from trainers.models.config import TimmConfig, VitConfig
+from trainers.ranks import full_state, rank, world_size
 
 DINO, DINOV2 = METHODS[0], METHODS[3]
 DROPPING = VIT.model_copy(update={"depth": 3, "drop_path": 0.4, "mask_token": True})
@@ -55,7 +57,7 @@ def train(config: TrainConfig, size: int = 16) -> tuple[list[float], dict[str, T
         if world_size() > 1:
             torch.distributed.all_reduce(loss)
         losses.append(float(loss) / world_size())
-    return losses, whole_state(engine.method)
+    return losses, full_state(engine.method)
 
 
 def assert_same(found: tuple[list[float], dict[str, Tensor]], expected: tuple[list[float], dict[str, Tensor]]) -> None:

@@ -7,8 +7,8 @@ import pytest
 from curation.base.errors import ConfigError
 from curation.base.files import write_atomic
 from tests.helpers import TINY, windrow, words, write_images
-from trainers.engine.layout import EVALUATIONS, METRICS
 from trainers.engine.tensorboard import EVENTS, TensorBoard
+from trainers.output_files import EVALUATIONS, METRICS
 
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -30,12 +30,12 @@ def test_events_are_the_lines_also_after_lines_were_taken_back(tmp_path: Path) -
     metrics = tmp_path / METRICS
     metrics.write_text("".join(line(step, loss=step / 2, verdict="fine") for step in (1, 2, 3)) + '{"step": 4, "lo')
     board = TensorBoard(tmp_path)
-    board.follow()
+    board.update()
     assert points(tmp_path, "train/loss") == [(1, 0.5), (2, 1.0), (3, 1.5)]
     with metrics.open("a") as file:
         file.write('ss": 2.0}\n' + line(5, loss=None))
     (tmp_path / EVALUATIONS).write_text(line(4, epoch=1.0, knn=0.75))
-    board.follow()
+    board.update()
     assert points(tmp_path, "train/loss") == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
     assert points(tmp_path, "evaluation/knn") == [(4, 0.75)]
 
@@ -45,7 +45,7 @@ def test_events_are_the_lines_also_after_lines_were_taken_back(tmp_path: Path) -
     with metrics.open("a") as file:
         file.write(line(3, loss=9.0))
     for follower in (board, TensorBoard(tmp_path)):
-        follower.follow()
+        follower.update()
         assert points(tmp_path, "train/loss") == [(1, 0.5), (2, 1.0), (3, 9.0)]
         assert points(tmp_path, "evaluation/knn") == []
 

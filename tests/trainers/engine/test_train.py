@@ -14,16 +14,18 @@ from safetensors.torch import load_file
 from curation.base.errors import DataError
 from tests.helpers import on_ranks
 from tests.trainers.data.test_loader import shards
-from trainers.config import StageConfig, TimmConfig, TrainConfig, ViewsConfig, VitConfig
+from trainers.data.config import ViewsConfig
 from trainers.data.loader import Loader
 from trainers.data.samples import SampleList
-from trainers.engine.layout import CHECKPOINTS, METRICS, STATE, newest_checkpoint
-from trainers.engine.step import Engine, Stepped
+from trainers.engine.config import StageConfig, TrainConfig
+from trainers.engine.step import Engine, StepResult
 from trainers.engine.train import train
 from trainers.evaluation.embed import squares
 from trainers.methods.config import DinoConfig, SwavConfig
 from trainers.methods.method import Clock, Views
+from trainers.models.config import TimmConfig, VitConfig
 from trainers.models.encoders import Encoder
+from trainers.output_files import CHECKPOINTS, METRICS, STATE, newest_checkpoint
 
 VIEWS = ViewsConfig(num_local=2, global_size=16, local_size=8)
 VIT = VitConfig(image_size=16, patch_size=8, dim=24, depth=2, heads=2)
@@ -124,7 +126,7 @@ def test_stages_change_sizes_alone_and_resume_inside_each(tmp_path: Path, monkey
     seen: list[tuple[int, ...]] = []
     stepped = Engine.step
 
-    def watched(self: Engine, views: Views, clock: Clock) -> Stepped:
+    def watched(self: Engine, views: Views, clock: Clock) -> StepResult:
         seen.append((clock.step, *(crops.shape[-1] for crops in views.crops)))
         return stepped(self, views, clock)
 
@@ -157,7 +159,7 @@ def test_stages_that_fit_neither_the_encoder_nor_each_other_are_refused() -> Non
 def _record_order(rank: int, directory: Path, world_size: int, first: int) -> None:
     """Keep which samples this rank sees from step `first` on."""
     samples = SampleList.read(directory / "list.parquet", directory)
-    loader = Loader(samples, VIEWS, seed=3, global_batch_size=8, rank=rank, world_size=world_size, most_resident_bytes=2**20)
+    loader = Loader(samples, VIEWS, seed=3, global_batch_size=8, rank=rank, world_size=world_size, max_resident_bytes=2**20)
     order = np.stack([batch.row_id for batch in loader.batches(first, 16)])
     np.save(directory / f"order-{world_size}-{rank}.npy", order)
 
@@ -224,7 +226,7 @@ def test_bad_steps_change_nothing_and_a_run_of_them_goes_back(tmp_path: Path, mo
     seen: list[list[int]] = []
     stepped = Engine.step
 
-    def poisoned(self: Engine, views: Views, clock: Clock) -> Stepped:
+    def poisoned(self: Engine, views: Views, clock: Clock) -> StepResult:
         step = int(views.position[0]) // 8
         seen.append([clock.step, step])
         if step in (2, 9, 10, 11):  # one by itself, and three that follow the checkpoint of step 8

@@ -20,8 +20,8 @@ STEPS = 12
 
 def train_all(directory: Path, out: Path) -> None:
     """Train every method, or what is left of it, until `out/stop` is there."""
-    from trainers.config import TrainConfig
     from trainers.data.samples import SampleList
+    from trainers.engine.config import TrainConfig
     from trainers.engine.train import train
 
     samples = SampleList.read(directory / "list.parquet", directory)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.trainers.data.test_loader import shards, spoil
-from trainers.config import PixelsConfig
 from trainers.data.samples import BadSampleError
 from trainers.evaluation.embed import embed, squares
+from trainers.models.config import PixelsConfig
 from trainers.models.encoders import build_encoder
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers.config import EvaluateConfig
+from trainers.evaluation.config import EvaluateConfig
 from trainers.evaluation.knn import knn_accuracy, label_free
 
 RNG = np.random.default_rng(0)

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
 from curation.base import rng
-from trainers.engine.schedules import cosine
 from trainers.evaluation.probes import REGULARISATIONS, fit_logistic, fit_sgd, probe_accuracy
+from trainers.schedules import cosine
 
 
 def blobs(num: int, spread: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Every method: one rank, two ranks, split weights and parts of the batch all make the same steps."""
+"""Every method: one rank, two ranks, split weights and pieces of the batch all make the same steps."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from tests.helpers import on_ranks
-from trainers.config import VitConfig
 from trainers.engine.accumulation import backward
-from trainers.engine.parallel import average, parallelise, rank, synchronise_batch_norm, whole_state, world_size
+from trainers.engine.parallel import average_gradients, parallelise
 from trainers.methods import config as configs
 from trainers.methods.build import build_method
 from trainers.methods.method import Clock, Method, Views
+from trainers.models.batch_norm import synchronise_batch_norm
+from trainers.models.config import VitConfig
 from trainers.models.encoders import build_backbone
+from trainers.ranks import full_state, rank, world_size
 
 SAMPLES, CLASSES = 24, 3
 VIT = VitConfig(image_size=16, patch_size=8, dim=24, depth=2, heads=2)
@@ -46,14 +48,14 @@ IDS = [config.type + (" nested" if getattr(config, "nested", 1) > 1 else "") for
 
 
 def no_batch_norm(method: Method) -> None:
-    """Batch norm sees a part of the batch at a time; everything else must not notice parts."""
+    """Batch norm sees a piece of the batch at a time; everything else must not depend on pieces."""
     for name, module in list(method.named_modules()):
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and "standardise" not in name:
             parent = method.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], torch.nn.Identity())
 
 
-def steps(config: configs.MethodConfig, mode: str, parts: int, norm: bool) -> tuple[list[float], dict[str, Tensor]]:
+def steps(config: configs.MethodConfig, mode: str, pieces: int, norm: bool) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and the weights after three steps of a global batch of eight, on this rank of the process group."""
     torch.manual_seed(0)
     vit = VIT.model_copy(update={"mask_token": True}) if isinstance(config, configs.IbotConfig) else VIT
@@ -70,9 +72,9 @@ def steps(config: configs.MethodConfig, mode: str, parts: int, norm: bool) -> tu
 
     def views(step: int) -> Views:
         draws = torch.Generator().manual_seed(step)
-        mine = slice(rank(), None, world_size())
-        crops = [torch.randn(2, 8, 3, 16, 16, generator=draws)[:, mine], torch.randn(2, 8, 3, 8, 8, generator=draws)[:, mine]]
-        sample = torch.arange(8)[mine] + 8 * step
+        rows = slice(rank(), None, world_size())
+        crops = [torch.randn(2, 8, 3, 16, 16, generator=draws)[:, rows], torch.randn(2, 8, 3, 8, 8, generator=draws)[:, rows]]
+        sample = torch.arange(8)[rows] + 8 * step
         return Views(crops, sample, sample % CLASSES, sample.numpy())
 
     method.train()
@@ -80,16 +82,16 @@ def steps(config: configs.MethodConfig, mode: str, parts: int, norm: bool) -> tu
     losses = []
     for step in range(3):
         clock = Clock(step, 3, 3)
-        found = backward(method, views(step), clock, parts=parts, seed=torch.manual_seed, precision=nullcontext)
-        average(method.parameters())
+        output = backward(method, views(step), clock, pieces=pieces, seed=torch.manual_seed, precision=nullcontext)
+        average_gradients(method.parameters())
         optimizer.step()
         optimizer.zero_grad()
-        method.after_step(clock, torch.ones(()))
-        loss = found.loss.detach().clone()
+        method.after_step(clock, torch.ones(()), output.remember)
+        loss = output.loss.detach().clone()
         if world_size() > 1:
             torch.distributed.all_reduce(loss)
         losses.append(float(loss) / world_size())
-    return losses, whole_state(method)
+    return losses, full_state(method)
 
 
 def _compare(rank: int, directory: Path) -> None:
@@ -97,15 +99,15 @@ def _compare(rank: int, directory: Path) -> None:
     for number, config in enumerate(METHODS):
         for norm in (True, False):
             known = torch.load(directory / f"{number} {norm}.pt", weights_only=True)
-            for mode, parts in (("ddp", 1), ("fsdp", 1)) if norm else (("ddp", 2), ("fsdp", 2)):
-                losses, weights = steps(config, mode, parts, norm)
-                where = f"{IDS[number]} {mode} {parts} {norm}"
+            for mode, pieces in (("ddp", 1), ("fsdp", 1)) if norm else (("ddp", 2), ("fsdp", 2)):
+                losses, weights = steps(config, mode, pieces, norm)
+                where = f"{IDS[number]} {mode} {pieces} {norm}"
                 assert np.allclose(losses, known["losses"], rtol=1e-4, atol=1e-5), (where, losses, known["losses"])
                 for name, value in known["weights"].items():
                     assert torch.allclose(weights[name].float(), value.float(), rtol=1e-3, atol=2e-5), (where, name)
 
 
-def test_ranks_split_weights_and_parts_make_the_same_steps(tmp_path: Path) -> None:
+def test_ranks_split_weights_and_pieces_make_the_same_steps(tmp_path: Path) -> None:
     for number, config in enumerate(METHODS):
         for norm in (True, False):
             losses, weights = steps(config, "ddp", 1, norm)
@@ -114,7 +116,7 @@ def test_ranks_split_weights_and_parts_make_the_same_steps(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("config", METHODS, ids=IDS)
-def test_parts_of_the_batch_make_the_same_steps(config: configs.MethodConfig) -> None:
+def test_pieces_of_the_batch_make_the_same_steps(config: configs.MethodConfig) -> None:
     losses, weights = steps(config, "ddp", 1, norm=False)
     again, others = steps(config, "ddp", 4, norm=False)
     assert np.allclose(losses, again, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from curation.base.errors import ConfigError, DataError
-from trainers.config import PixelsConfig, TimmConfig, VitConfig
+from trainers.models.config import PixelsConfig, TimmConfig, VitConfig
 from trainers.models.encoders import Encoder, build_backbone, build_encoder
 
 VIT = VitConfig(image_size=32, patch_size=8, dim=48, depth=2, heads=3)

@@ -13,9 +13,9 @@ from torch import nn
 from curation.base.errors import DataError
 from tests.trainers.data.test_loader import shards
 from tests.trainers.engine.test_train import CONFIG, VIT, go
-from trainers.config import TimmConfig, VitConfig
-from trainers.engine.layout import CHECKPOINTS
+from trainers.models.config import TimmConfig, VitConfig
 from trainers.models.encoders import Encoder, build_backbone, build_encoder
+from trainers.output_files import CHECKPOINTS
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

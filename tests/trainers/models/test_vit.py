@@ -11,7 +11,7 @@ from timm.layers import SwiGLUPacked
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from trainers.config import VitConfig
+from trainers.models.config import VitConfig
 from trainers.models.encoders import Encoder
 from trainers.models.packed import Group, add_branch, take
 from trainers.models.vit import VisionTransformer, attend, axial_rotation, rotate

@@ -1,6 +1,6 @@
 import pytest
 
-from trainers.engine.schedules import cosine, linear, warmup_cosine
+from trainers.schedules import cosine, linear, warmup_cosine
 
 
 def test_schedules_by_hand() -> None:

@@ -13,14 +13,16 @@ from curation.base.errors import DataError
 from tests.helpers import on_ranks
 from tests.trainers.data.test_loader import shards
 from tests.trainers.engine.test_train import CONFIG, VIT
-from trainers.config import EvaluateConfig, TimmConfig, TrainConfig
 from trainers.data.samples import SampleList
-from trainers.engine.layout import BEST, CHECKPOINTS, ENCODERS, EVALUATIONS, newest_checkpoint
+from trainers.engine.config import TrainConfig
 from trainers.engine.train import train
+from trainers.evaluation.config import EvaluateConfig
+from trainers.evaluation.during_training import Evaluations
 from trainers.evaluation.embed import embed
 from trainers.evaluation.knn import EvaluationSet
-from trainers.evaluation.while_training import Evaluations
+from trainers.models.config import TimmConfig
 from trainers.models.encoders import Encoder
+from trainers.output_files import BEST, CHECKPOINTS, ENCODERS, EVALUATIONS, newest_checkpoint
 
 NUM, POOL = 23, 15  # more than two ranks can share evenly
 EVALUATED = CONFIG.model_copy(update={"evaluate_every": 1.0})
@@ -36,7 +38,7 @@ def asked(samples: SampleList, *, has_labels: bool = True) -> EvaluationSet:
 
 
 def go(config: TrainConfig, samples: SampleList, out: Path, *, has_labels: bool = True, stop_after: int | None = None) -> None:
-    for progress in train(config, samples, out, seed=3, evaluated_on=asked(samples, has_labels=has_labels)):
+    for progress in train(config, samples, out, seed=3, evaluation_set=asked(samples, has_labels=has_labels)):
         if progress.step == stop_after:
             return
 
@@ -141,11 +143,13 @@ class Scored:
         config = EVALUATED.model_copy(update={"keep_encoders": 1})
         self.evaluations = Evaluations(
             self.out,
-            config,
+            config.encoder,
             asked(self.samples),
+            evaluate_every=config.evaluate_every,
+            keep_encoders=config.keep_encoders,
             steps_per_epoch=1,
             total_steps=6,
-            begin_at=step,
+            first_step=step,
             device=torch.device("cpu"),
         )
 

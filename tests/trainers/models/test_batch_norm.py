@@ -4,7 +4,7 @@ from torch import nn
 
 from curation.base.errors import ConfigError
 from tests.helpers import on_ranks
-from trainers.engine.parallel import GlobalBatchNorm, synchronise_batch_norm
+from trainers.models.batch_norm import GlobalBatchNorm, synchronise_batch_norm
 
 
 def _batch() -> torch.Tensor:
