@@ -214,9 +214,11 @@ def dots(series: Sequence[Series], names: Sequence[str], width: int, show: Calla
     plot.y_axis(show)
     for curve in series:
         plot.line(curve)
-        for x, y in zip(curve.x, curve.y, strict=True):
+        for index, (x, y) in enumerate(zip(curve.x, curve.y, strict=True)):
             others = [v for other in series if other is not curve for u, v in zip(other.x, other.y, strict=True) if u == x]
-            is_below = any(v > y for v in others)
+            neighbours = [*curve.y[max(index - 1, 0) : index], *curve.y[index + 1 : index + 2]]
+            # Out of the way of other curves, else of its own, which comes from above on both sides of a minimum.
+            is_below = any(v > y for v in others) if others else min(neighbours, default=y) > y
             plot.parts.append(f'<circle class="fill dot {curve.style}" cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="4.5"/>')
             plot.text(plot.x(x), plot.y(y) + (19 if is_below else -11), show(y), style="value")
     plot.x_axis("", [(float(i), name) for i, name in enumerate(names)])

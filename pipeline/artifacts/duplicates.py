@@ -49,7 +49,7 @@ class Duplicates(Artifact):
         Those are the pairs of the least similarity, then, of pairs that only signatures show, those of the most bits. Columns:
         those of the dropped rows, and `held_out`, `similarity` and `bits` of the pair. Streams the pairs.
         """
-        dropped = self.dropped()
+        dropped = self.dropped().combine_chunks()
         schema = pa.schema([*DROPPED_SCHEMA, *(EDGES_SCHEMA.field(name) for name in _OF_A_PAIR)])
         pairs = schema.empty_table()
         for path in self.edges() if dropped.num_rows else []:
