@@ -1,26 +1,24 @@
-"""Charts as inline SVG, and many small pictures as one image.
+"""Charts as inline SVG.
 
 Colours and type come from the page's style sheet, so that they follow light and dark mode.
 """
 
-import base64
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from markupsafe import Markup, escape
-from PIL import Image, ImageOps
 
-WIDTH = 1006  # of what lies inside a card of the page, in pixels
-SHEET_COLUMNS = 32
-_MAX_CELL = 64
+WIDTH = 1006
+"""Pixels inside a card of the page."""
 _MAX_POINTS = 240
 _MAX_BARS = 32
-_MAX_LINEAR = 12.0  # times an even share
+_MAX_LINEAR = 12.0
+"""Times an even share: an axis that goes further is logarithmic."""
 _LOG_FLOOR = 0.02
-_LETTER = 6.3  # mean width of a letter of the 11 px chart type
+_LETTER = 6.3
+"""Mean width of a letter of the 11 px chart type."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Series:
 
 @dataclass
 class _Plot:
-    """A plot area with linear scales; `parts` collects what is drawn."""
+    """A plot area with linear scales; `parts` collects the elements of its SVG."""
 
     width: int
     height: int
@@ -78,12 +76,12 @@ class _Plot:
         points = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in zip(series.x, series.y, strict=True))
         self.parts.append(f'<polyline class="{style} {series.style}" points="{points}"/>')
 
-    def drawn(self, label: str, style: str = "") -> Markup:
+    def svg(self, label: str, style: str = "") -> Markup:
         return _svg(self.width, self.height, label, "".join(self.parts), style)
 
 
 def _svg(width: int, height: int, label: str, body: str, style: str = "") -> Markup:
-    # Everything in `body` that is not ours has been escaped where it was put in.
+    # Names in `body` that come from outside were escaped where they were put in.
     return Markup(  # noqa: S704
         f'<svg class="{style}" viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
         f'aria-label="{escape(label)}">{body}</svg>'
@@ -91,7 +89,7 @@ def _svg(width: int, height: int, label: str, body: str, style: str = "") -> Mar
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers between `low` and `high`, about so many."""
+    """Round numbers from `low` to `high`, roughly `about` of them."""
     if not high > low:
         return [low]
     raw = (high - low) / about
@@ -102,7 +100,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number for an axis: 0.5, 20, 1.2k, 3M."""
+    """A number as an axis shows it: 0.5, 20, 12k, 3M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == 'k' else size):.4g}{unit}"
@@ -110,7 +108,7 @@ def short(value: float) -> str:
 
 
 def bars(names: Sequence[str], pool: np.ndarray, selected: np.ndarray, width: int) -> Markup:
-    """Two bars a class, pool beside selected, as multiples of an even share. Too many classes become curves."""
+    """Two bars a class, pool beside selected, as multiples of an even share; curves where there are too many classes."""
     if len(names) > _MAX_BARS:
         return curves(pool, selected, width, "classes, largest first")
     before, after = _multiples(pool), _multiples(selected)
@@ -139,11 +137,11 @@ def bars(names: Sequence[str], pool: np.ndarray, selected: np.ndarray, width: in
             plot.text(x, base + 15, name)
     plot.x_axis("class", [])
     _even(plot, 1)
-    return plot.drawn("Samples by class, before and after selection")
+    return plot.svg("Samples by class, before and after selection")
 
 
 def curves(pool: np.ndarray, selected: np.ndarray, width: int, label: str) -> Markup:
-    """Sorted sizes of groups, each side by itself, as multiples of an even share; a long tail gets a logarithmic axis."""
+    """Sizes of groups before and after selection, each sorted, as multiples of an even share; logarithmic for a long tail."""
     before, after = (np.sort(_multiples(counts))[::-1] for counts in (pool, selected))
     is_log = max(before[0], after[0]) > _MAX_LINEAR
     y_range = _from_zero(before, after)
@@ -168,7 +166,7 @@ def curves(pool: np.ndarray, selected: np.ndarray, width: int, label: str) -> Ma
     middle = [(float(t), short(t)) for t in ticks(0, last) if 0 < t < 0.92 * last]
     plot.x_axis(label, [(0, "1"), *middle, (last - 1, short(last))] if last > 1 else [(0, "1")])
     _even(plot, 0 if is_log else 1)
-    return plot.drawn(f"Sorted sizes: {label}, before and after selection")
+    return plot.svg(f"Sorted sizes: {label}, before and after selection")
 
 
 def _multiples(counts: np.ndarray) -> np.ndarray:
@@ -194,35 +192,37 @@ def lines(
     series: Sequence[Series], width: int, x_label: str, height: int = 250, show: Callable[[float], str] = short
 ) -> Markup:
     """Curves over a numeric axis."""
-    every_x = [x for one in series for x in one.x]
-    every_y = [y for one in series for y in one.y]
-    low, high = min(every_y), max(every_y)
+    all_x = [x for curve in series for x in curve.x]
+    all_y = [y for curve in series for y in curve.y]
+    low, high = min(all_y), max(all_y)
     margin = (high - low or abs(high) or 1) * 0.06
-    plot = _Plot(width, height, (min(every_x), max(every_x)), (low - margin, high + margin), left=46)
+    plot = _Plot(width, height, (min(all_x), max(all_x)), (low - margin, high + margin), left=46)
     plot.y_axis(show)
-    for one in series:
-        plot.line(one)
+    for curve in series:
+        plot.line(curve)
     plot.x_axis(x_label, [(t, short(t)) for t in ticks(*plot.x_range)])
-    return plot.drawn(f"{', '.join(one.name for one in series)} by {x_label}")
+    return plot.svg(f"{', '.join(curve.name for curve in series)} by {x_label}")
 
 
 def dots(series: Sequence[Series], names: Sequence[str], width: int, show: Callable[[float], str]) -> Markup:
-    """Few values in a row of named places, each written beside its dot."""
-    every = [y for one in series for y in one.y]
-    low, high = min(every), max(every)
+    """Dots over named places, each with its value beside it."""
+    values = [y for curve in series for y in curve.y]
+    low, high = min(values), max(values)
     margin = (high - low or abs(high) or 1) * 0.3
     plot = _Plot(width, 250, (-0.4, len(names) - 0.6), (max(0.0, low - margin), high + margin), 30)
     plot.left = 46
     plot.y_axis(show)
-    for one in series:
-        plot.line(one)
-        for x, y in zip(one.x, one.y, strict=True):
-            rivals = [v for other in series if other is not one for u, v in zip(other.x, other.y, strict=True) if u == x]
-            below = any(v > y for v in rivals)
-            plot.parts.append(f'<circle class="fill dot {one.style}" cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="4.5"/>')
-            plot.text(plot.x(x), plot.y(y) + (19 if below else -11), show(y), style="value")
+    for curve in series:
+        plot.line(curve)
+        for index, (x, y) in enumerate(zip(curve.x, curve.y, strict=True)):
+            others = [v for other in series if other is not curve for u, v in zip(other.x, other.y, strict=True) if u == x]
+            neighbours = [*curve.y[max(index - 1, 0) : index], *curve.y[index + 1 : index + 2]]
+            # Out of the way of other curves, else of its own, which comes from above on both sides of a minimum.
+            is_below = any(v > y for v in others) if others else min(neighbours, default=y) > y
+            plot.parts.append(f'<circle class="fill dot {curve.style}" cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="4.5"/>')
+            plot.text(plot.x(x), plot.y(y) + (19 if is_below else -11), show(y), style="value")
     plot.x_axis("", [(float(i), name) for i, name in enumerate(names)])
-    return plot.drawn(f"{', '.join(one.name for one in series)} by round")
+    return plot.svg(f"{', '.join(curve.name for curve in series)} by round")
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,8 @@ class Flow:
     style: str
 
 
-def flow(total: int, streams: Sequence[Flow], chosen: Sequence[Flow], width: int) -> Markup:
-    """From `total` files to `streams`; the first of these, the pool, on to `chosen`."""
+def flow(total: int, streams: Sequence[Flow], outcome: Sequence[Flow], width: int) -> Markup:
+    """Ribbons from `total` files to `streams`, and from the first of these, the pool, to its `outcome`."""
     scale = 210 / max(total, 1)
     middles = _stack(streams, scale, 26)
     height = int(max(middles[-1][0] + max(middles[-1][1], 14) + 12, 240))
@@ -263,9 +263,9 @@ def flow(total: int, streams: Sequence[Flow], chosen: Sequence[Flow], width: int
     for stream, (y, tall) in zip(streams, middles, strict=True):
         ribbon(0, start, y, tall, stream.style)
         start += stream.count * scale
-    if chosen:
+    if outcome:
         start = middles[0][0]
-        for stream, (y, tall) in zip(chosen, _stack(chosen, scale, 26), strict=True):
+        for stream, (y, tall) in zip(outcome, _stack(outcome, scale, 26), strict=True):
             ribbon(1, start, y, tall, stream.style)
             start += stream.count * scale
             node(2, y, tall, stream.name, stream.count, stream.style)
@@ -304,35 +304,3 @@ def palette(num: int) -> list[str]:
     if num <= len(first):
         return first[:num]
     return [f"hsl({index * 137.508 % 360:.0f} 62% {(50, 62, 42)[index % 3]}%)" for index in range(num)]
-
-
-class Sheet:
-    """Square thumbnails in rows of SHEET_COLUMNS, each known by its number."""
-
-    def __init__(self) -> None:
-        self._cells: list[Image.Image] = []
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    def add(self, image: np.ndarray) -> int:
-        """Cut the centre out of (H, W, 3) uint8, make it small, and keep it."""
-        side = min(*image.shape[:2], _MAX_CELL)
-        self._cells.append(ImageOps.fit(Image.fromarray(image), (side, side), Image.Resampling.LANCZOS))
-        return len(self._cells) - 1
-
-    @property
-    def rows(self) -> int:
-        """At least two, so that the style sheet may divide by one less."""
-        return max(2, -(-len(self._cells) // SHEET_COLUMNS))
-
-    def data_uri(self) -> Markup:
-        """All of them as one WebP image."""
-        side = max((cell.width for cell in self._cells), default=1)
-        sheet = Image.new("RGB", (SHEET_COLUMNS * side, self.rows * side), "white")
-        for number, cell in enumerate(self._cells):
-            place = (number % SHEET_COLUMNS * side, number // SHEET_COLUMNS * side)
-            sheet.paste(cell if cell.width == side else cell.resize((side, side), Image.Resampling.NEAREST), place)
-        buffer = io.BytesIO()
-        sheet.save(buffer, "WEBP", quality=72, method=4)
-        return Markup("data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode())  # noqa: S704

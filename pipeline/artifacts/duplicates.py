@@ -1,11 +1,12 @@
 """Duplicates: pairs of samples that are near-duplicates, and which rows of the pool are dropped for which."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.base.files import atomic_path
@@ -24,6 +25,7 @@ EDGES_SCHEMA = pa.schema(
         "same": pa.bool_(),  # equal embeddings; n equal rows have n - 1 such edges, to the first of them
     }
 )
+_OF_A_PAIR = ["held_out", "similarity", "bits"]
 DROPPED_SCHEMA = pa.schema({"row_id": pa.int64(), "kept_row_id": pa.int64(), "reason": pa.string()})
 
 
@@ -40,6 +42,25 @@ class Duplicates(Artifact):
     def dropped(self) -> pa.Table:
         """The table of dropped rows."""
         return pq.read_table(self.path(DUPLICATES))
+
+    def least_alike(self, num: int) -> pa.Table:
+        """For each reason the `num` dropped rows that are least like the row kept for them.
+
+        Those are the pairs of the least similarity, then, of pairs that only signatures show, those of the most bits. Columns:
+        those of the dropped rows, and `held_out`, `similarity` and `bits` of the pair. Streams the pairs.
+        """
+        dropped = self.dropped().combine_chunks()
+        schema = pa.schema([*DROPPED_SCHEMA, *(EDGES_SCHEMA.field(name) for name in _OF_A_PAIR)])
+        pairs = schema.empty_table()
+        for path in self.edges() if dropped.num_rows else []:
+            for batch in pq.ParquetFile(path).iter_batches():
+                table = pa.concat_tables([pairs, *_dropped_pairs(dropped, pa.Table.from_batches([batch]), schema)])
+                table = table.sort_by([("similarity", "ascending"), ("bits", "descending")])
+                reasons = sorted(set(pc.unique(table["reason"]).to_pylist()))
+                pairs = pa.concat_tables(
+                    [pairs[:0], *(table.filter(pc.equal(table["reason"], name))[:num] for name in reasons)]
+                )
+        return pairs
 
     def edges(self) -> list[Path]:
         """The files of pairs."""
@@ -68,10 +89,12 @@ def write_dropped(out: Path, dropped: pa.Table) -> Part:
     return Part.describe(out, DUPLICATES, dropped.num_rows)
 
 
-def least_alike(path: Path, num: int = 500) -> pa.Table:
-    """The `num` pairs of a file that are least alike: those of the least similarity, or of the most bits."""
-    order = [("similarity", "ascending"), ("bits", "descending")]
-    pairs = EDGES_SCHEMA.empty_table()
-    for batch in pq.ParquetFile(path).iter_batches():
-        pairs = pa.concat_tables([pairs, pa.Table.from_batches([batch])]).sort_by(order)[:num]
-    return pairs
+def _dropped_pairs(dropped: pa.Table, edges: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The edges between a dropped row and the row kept for it, with the dropped row first."""
+    row_ids, kept_row_ids = dropped["row_id"].to_numpy(), dropped["kept_row_id"].to_numpy()
+    ends = edges["row_id"].to_numpy(), edges["other_row_id"].to_numpy()
+    for first, second in (ends, ends[::-1]):
+        place = np.minimum(np.searchsorted(row_ids, first), len(row_ids) - 1)
+        matches = np.flatnonzero((row_ids[place] == first) & (kept_row_ids[place] == second))
+        columns = [*dropped.take(place[matches]).columns, *edges.take(matches).select(_OF_A_PAIR).columns]
+        yield pa.table(columns, schema=schema)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.base.errors import DataError
@@ -20,6 +21,7 @@ from pipeline.artifacts.manifest import Part
 from trainers.data.samples import PLACE, SHARDS_URL, SampleList
 
 REJECTS = "rejects.parquet"
+_EXAMPLE_ROWS = 1024
 _MEMBER = pa.struct({"name": pa.string(), "offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()})
 _FIRST = {
     "row_id": pa.int64(),
@@ -138,6 +140,24 @@ class Samples(Artifact):
     def rejects(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Columns of what was set aside."""
         return pq.ParquetFile(self.path(REJECTS)).iter_batches(columns=list(columns))
+
+    def reject_examples(self, num: int) -> pa.Table:
+        """The first `num` of what was set aside for each reason. Other columns than the reason are read only for these."""
+        file = pq.ParquetFile(self.path(REJECTS))
+        examples, missing = [REJECTS_SCHEMA.empty_table()], dict.fromkeys(self.statistics["rejected"], num)
+        for group in range(file.num_row_groups):
+            reasons = file.read_row_group(group, columns=["reason"])["reason"]
+            rows = [pc.indices_nonzero(pc.equal(reasons, name)).to_numpy()[:most] for name, most in missing.items()]
+            missing = {name: most - len(places) for (name, most), places in zip(missing.items(), rows, strict=True)}
+            places = np.sort(np.concatenate([np.empty(0, np.uint64), *rows])).astype(np.int64)
+            first = 0
+            for batch in file.iter_batches(_EXAMPLE_ROWS, row_groups=[group]) if len(places) else ():
+                inside = places[(places >= first) & (places < first + batch.num_rows)]
+                examples.append(pa.Table.from_batches([batch]).take(inside - first))
+                first += batch.num_rows
+            if not any(missing.values()):
+                break
+        return pa.concat_tables(examples)
 
 
 def shard_name(number: int) -> str:

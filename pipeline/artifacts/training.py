@@ -54,16 +54,25 @@ class FrozenEncoder:
 
 def metrics(directory: Path) -> Iterator[dict[str, Any]]:
     """The lines of a training's steps, also of one that is not finished."""
-    return map(json.loads, whole_lines(directory / METRICS))
+    return json_lines(directory / METRICS)
 
 
 def evaluations(directory: Path) -> Iterator[dict[str, Any]]:
     """The lines of a training's evaluations, also of one that is not finished."""
-    return map(json.loads, whole_lines(directory / EVALUATIONS))
+    return json_lines(directory / EVALUATIONS)
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON object of each whole line of a file. Raises DataError for a line that holds none."""
+    for number, line in enumerate(whole_lines(path), start=1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: line {number} is not JSON ({error}). Delete that line.") from error
 
 
 def whole_lines(path: Path) -> Iterator[str]:
     """Lines of a file that may be missing, or cut short by a kill."""
     if path.is_file():
-        with path.open() as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             yield from (line for line in file if line.endswith("}\n"))

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from curation.base.errors import DataError
 from pipeline.sources.source import Problem
 
 MODALITIES = {"image": "pipeline.modalities.image:Images"}
@@ -56,7 +57,9 @@ class Modality(Protocol):
 
 
 def open_modality(name: str, **settings: Any) -> Modality:
-    """The modality of that name."""
+    """The modality of that name. Raises DataError if there is none."""
+    if name not in MODALITIES:
+        raise DataError(f"There is no modality {name!r}, only {', '.join(sorted(MODALITIES))}. Add it to MODALITIES first.")
     module, _, cls = MODALITIES[name].partition(":")
     modality: Modality = getattr(import_module(module), cls)(**settings)
     return modality

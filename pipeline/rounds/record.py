@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from curation.base.errors import UserError
+from curation.base.errors import DataError, UserError
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import BEGUN, MANIFEST, Manifest
-from pipeline.artifacts.training import whole_lines
+from pipeline.artifacts.training import json_lines
 from pipeline.config import RunConfig
 from pipeline.rounds.graph import Step, steps
 from pipeline.rounds.run import EVENTS, stale
@@ -84,21 +84,30 @@ class RunRecord:
             graph = steps(config)
         except (yaml.YAMLError, ValidationError, UserError):
             notes.append("config.yaml cannot be read by this version; the stages shown are those that were begun.")
-        seconds = {event["stage"]: float(event["seconds"]) for event in map(json.loads, whole_lines(directory / EVENTS))}
+        seconds: dict[str, float] = {}
+        try:
+            seconds |= {event["stage"]: float(event["seconds"]) for event in json_lines(directory / EVENTS)}
+        except DataError as error:  # then no stage has a time
+            notes.append(str(error))
         by_name: dict[str, Step | None] = {step.name: step for step in graph} or dict.fromkeys(_begun(directory))
         records = [_record(directory, name, step, seconds.get(name), notes) for name, step in by_name.items()]
         try:
-            invocations = list(json.loads((directory / "provenance.json").read_text()))
+            invocations = [
+                entry for entry in json.loads((directory / "provenance.json").read_text()) if isinstance(entry, dict)
+            ]
         except (OSError, ValueError):  # a page without it is better than none
             invocations = []
         return cls(directory, config, text, tuple(records), invocations, notes)
 
     def finished(self, noun: type[A]) -> dict[int | None, A]:
-        """The finished artifacts of one kind by round, in order; None for one outside of rounds. They are not checked again."""
+        """The finished artifacts of one kind by round, in order; None for one outside of rounds.
+
+        Those of another layout are left out; the others are not checked again.
+        """
         return {
             record.round: noun(self.directory / record.name, record.manifest)
             for record in self.steps
-            if record.manifest and record.kind == noun.kind
+            if record.manifest and record.kind == noun.kind and record.manifest.layout == noun.layout
         }
 
     def by_round(self, noun: type[A]) -> dict[int, A]:
@@ -127,6 +136,6 @@ def _record(directory: Path, name: str, step: Step | None, seconds: float | None
         manifest = Manifest.read(out) if (out / MANIFEST).exists() else None
     except UserError as error:
         notes.append(str(error))
-    kind = step.stage.makes.kind if step else str(begun.get("kind", ""))
+    kind = step.stage.makes.kind if step else manifest.kind if manifest else str(begun.get("kind", ""))
     number = step.round if step else begun.get("round")
     return StepRecord(name, kind, number, bool(begun), manifest, seconds, step)

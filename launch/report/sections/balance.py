@@ -3,51 +3,53 @@
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from launch.report import charts
 from launch.report.charts import WIDTH
 from launch.report.sections.section import Section
-from launch.report.view import View, label_name
+from launch.report.view import Evenness, View, label_name
 from pipeline.artifacts.clusters import Clusters
 from pipeline.artifacts.evaluation import Evaluation
 from pipeline.artifacts.selection import SelectedRows
 
+_MAX_COLUMNS, _GAP, _SINGLE_WIDTH = 3, 32, 620
+
 
 def context(view: View) -> dict[str, Any]:
     """`balance`: a card for each round."""
-    return {"balance": view.attempt(balance, view) or []}
+    cards = (view.attempt(card, view, number) for number in view.rounds(Clusters, SelectedRows))
+    return {"balance": [card for card in cards if card]}
 
 
-def balance(view: View) -> list[dict[str, Any]]:
-    """For each round the charts of its classes and of the clusters of its levels."""
-    cards = []
-    for number in view.rounds(Clusters, SelectedRows):
-        statistics = view.statistics(SelectedRows, number)
-        clusters = view.run.by_round(Clusters)[number]
-        classes = view.statistics(Evaluation, number).get("class_balance")
-        levels = list(statistics["balance"].values())
-        columns = min(len(levels) + (classes is not None), 3)
-        width = (WIDTH - 32 * (columns - 1)) // columns if columns > 1 else 620
-        drawn = []
-        if classes:
-            pool, chosen = np.array(classes["pool"]), np.array(classes["selected"])
-            order = np.argsort(-pool, kind="stable")
-            names = [label_name(classes["classes"][index]) for index in order]
-            chart = charts.bars(names, pool[order], chosen[order], width)
-            drawn.append({"of": "classes", "num": len(names), "chart": chart, **_tv(classes)})
-        hierarchy = clusters.hierarchy()
-        selected = view.selected_sizes(hierarchy, view.selected(number))
-        for depth, (level, measured) in enumerate(zip(hierarchy.levels, levels, strict=True), start=1):
-            chart = charts.curves(np.asarray(level.sizes), selected[depth - 1], width, "clusters, largest first")
-            card = {"of": f"level-{depth} clusters", "num": level.num_clusters, "chart": chart, **_tv(measured)}
-            drawn.append(card | {"covered": measured.get("covered")})
-        known = {name: statistics.get(name) for name in ("pool", "selected", "vendi", "distance_to_selected")}
-        cards.append({"round": number, "charts": drawn, "columns": columns, **known})
-    return cards
+def card(view: View, number: int) -> dict[str, Any]:
+    """The charts of the classes and of the clusters of each level of one round."""
+    statistics, evenness = view.statistics(SelectedRows, number), view.cluster_evenness(number)
+    hierarchy = view.run.by_round(Clusters)[number].hierarchy()
+    selected = view.selected_sizes(hierarchy, view.selected(number))
+    classes = view.class_evenness(number)
+    columns = min(len(evenness) + (classes is not None), _MAX_COLUMNS)
+    width = (WIDTH - _GAP * (columns - 1)) // columns if columns > 1 else _SINGLE_WIDTH
+    figures = []
+    if classes:
+        counts = view.statistics(Evaluation, number)["class_balance"]
+        figures.append(_figure(classes, len(counts["classes"]), _class_chart(counts, width)))
+    for level, sizes, measured in zip(hierarchy.levels, selected, evenness, strict=True):
+        chart = charts.curves(np.asarray(level.sizes), sizes, width, "clusters, largest first")
+        figures.append(_figure(measured, level.num_clusters, chart))
+    spread = {name: statistics.get(name) for name in ("vendi", "distance_to_selected")}
+    return {"round": number, "figures": figures, "columns": columns, **spread}
 
 
-def _tv(measured: dict[str, Any]) -> dict[str, float]:
-    return {name: float(measured[name]) for name in ("tv_pool", "tv_selected")}
+def _figure(evenness: Evenness, num_groups: int, chart: Markup) -> dict[str, Any]:
+    return {"evenness": evenness, "num": num_groups, "chart": chart}
+
+
+def _class_chart(counts: dict[str, Any], width: int) -> Markup:
+    """Bars of the classes, the largest of the pool first."""
+    pool, selected = np.array(counts["pool"]), np.array(counts["selected"])
+    order = np.argsort(-pool, kind="stable")
+    return charts.bars([label_name(counts["classes"][index]) for index in order], pool[order], selected[order], width)
 
 
 SECTION = Section("balance", "Balance", "sections/balance.html.j2", context)

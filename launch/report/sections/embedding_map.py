@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from curation.base import rng
+from curation.base.errors import DataError
 from launch.report import charts
 from launch.report.charts import WIDTH
 from launch.report.sections.section import Section
 from launch.report.view import View, label_name
 from pipeline.artifacts.clusters import Clusters
 from pipeline.artifacts.embeddings import Embeddings
+from pipeline.artifacts.samples import Samples
 from pipeline.artifacts.selection import SelectedRows
 from pipeline.artifacts.splits import POOL
 
@@ -20,13 +22,12 @@ _MAP_ROWS, _MAP_PICTURES = 2000, 500
 
 def context(view: View) -> dict[str, Any]:
     """`map`; None if there are no rounds to show, or too few samples."""
-    return {"map": view.attempt(embedding_map, view, view.pictured_rounds())}
+    numbers = view.pictured_rounds()
+    return {"map": view.attempt(embedding_map, view, view.samples, numbers) if view.samples and numbers else None}
 
 
-def embedding_map(view: View, numbers: Sequence[int]) -> dict[str, Any] | None:
-    """t-SNE of the same samples in several rounds, turned so that they resemble each other."""
-    if not numbers:
-        return None
+def embedding_map(view: View, samples: Samples, numbers: Sequence[int]) -> dict[str, Any] | None:
+    """t-SNE of the same samples in several rounds, turned so that they resemble each other; None of fewer than five."""
     row_ids = view.run.by_round(Clusters)[numbers[0]].row_ids()
     num = len(row_ids)
     if num < 5:
@@ -35,7 +36,7 @@ def embedding_map(view: View, numbers: Sequence[int]) -> dict[str, Any] | None:
     pictures = view.pictures.of(row_ids[np.sort(rows[:_MAP_PICTURES])], POOL)
     rows = np.sort(rows)
     ids = row_ids[rows]
-    sources, classes = view.pictures.names(ids, POOL)
+    sources, classes = samples.names(ids, POOL)
     labels = [label_name(name) for name in classes]
     has_labels = any(label != "no label" for label in labels)
     names, kind = np.unique(labels, return_inverse=True)
@@ -50,7 +51,10 @@ def embedding_map(view: View, numbers: Sequence[int]) -> dict[str, Any] | None:
         for upper in hierarchy.levels[1:]:
             cluster = upper.assignment[cluster]
         source = view.run.by_round(Embeddings)[number].pool(normalize=True)
-        placed = before = _tsne(source.take(rows).astype(np.float32), before)
+        features = source.take(rows).astype(np.float32)
+        if not np.isfinite(features).all():
+            raise DataError(f"The embeddings of round {number} have values that are not finite. Embed that round again.")
+        placed = before = _tsne(features, before)
         wheel = colours if has_labels else charts.palette(hierarchy.levels[-1].num_clusters)
         paint = [wheel[i] for i in (rank[kind] if has_labels else cluster)]
         chosen = view.selected(number)[rows] if number in view.rounds(SelectedRows) else np.zeros(len(rows), dtype=bool)

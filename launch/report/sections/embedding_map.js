@@ -1,24 +1,10 @@
-"use strict";
-for (const bar of document.querySelectorAll(".switch")) {
-  bar.addEventListener("click", (event) => {
-    const button = event.target.closest("button");
-    if (!button) return;
-    for (const other of button.parentElement.children) other.setAttribute("aria-pressed", String(other === button));
-    const wanted = {};
-    for (const on of bar.querySelectorAll("[aria-pressed=true]")) wanted[on.dataset.key] = on.dataset.value;
-    for (const panel of document.querySelectorAll(`[data-panel=${bar.dataset.for}]`)) {
-      panel.hidden = Object.entries(wanted).some(([key, value]) => panel.dataset[key] !== value);
-    }
-  });
-}
-{% if map %}
-const data = {{ map.data|tojson }}, columns = {{ columns }};
+// `data` and `columns` are defined before this script.
 const maps = [...document.querySelectorAll("svg.map")].map((svg) => {
   const spots = [];
   for (const dot of svg.querySelectorAll("[data-i]")) spots[dot.dataset.i] = { dot, x: +dot.getAttribute("cx"), y: +dot.getAttribute("cy") };
   return { svg, spots, cursor: svg.querySelector(".cursor"), size: svg.viewBox.baseVal.width };
 });
-const tip = document.getElementById("tip"), picture = tip.querySelector(".pic"), words = tip.querySelector(".words");
+const tip = document.getElementById("tip"), picture = tip.querySelector(".pic"), caption = tip.querySelector(".words");
 function hide() {
   tip.style.display = "none";
   for (const map of maps) map.cursor.style.display = "none";
@@ -35,7 +21,7 @@ function show(index, which, event) {
   picture.style.setProperty("--y", Math.floor(number / columns));
   const lines = [data.class ? "class " + data.class[index] : "sample " + data.row[index], data.name[index],
     "cluster " + data.clusters[which][index] + (data.on[which][index] ? ", selected" : ", not selected")];
-  words.replaceChildren(...lines.flatMap((line, place) => {
+  caption.replaceChildren(...lines.flatMap((line, place) => {
     const part = document.createElement(place ? "span" : "b");
     part.textContent = line;
     return [part, document.createElement("br")];
@@ -68,4 +54,3 @@ for (const button of document.querySelectorAll(".legend button")) {
     }
   });
 }
-{% endif %}
