@@ -24,7 +24,7 @@ def _expand_number(rounds: object) -> object:
     if isinstance(rounds, int) and not isinstance(rounds, bool):
         return ({},) * rounds
     if not isinstance(rounds, list | tuple):
-        raise ValueError("give a number of rounds, or a list of them, for example [{}, {train: {epochs: 40}}]")
+        raise ValueError(f"found {rounds!r}; give a number of rounds or a list, such as [{{}}, {{train: {{epochs: 40}}}}]")
     return rounds
 
 

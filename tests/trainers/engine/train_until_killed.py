@@ -49,9 +49,9 @@ def _rank(rank: int, directory: Path, out: Path) -> None:
     if rank > 0:
         train_all(directory, out)
         return
-    from pipeline.stages.train import signals_make
+    from pipeline.stages.train import stop_file_on_signal
 
-    with signals_make(out / "stop"):
+    with stop_file_on_signal(out / "stop"):
         (out / "pid").write_text(str(os.getpid()))
         train_all(directory, out)
 

@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_listed_with_what_the_file_looks_like(tmp_path: Pat
     with pytest.raises(DataError, match=r"lacks conv1\.0\.weight.*no place for.*Set encoder\.model"):
         build_backbone(TimmConfig(model="test_resnet", weights=path))
     save_file({"pos_embed": torch.zeros(()), "blocks.x.attn.qkv.weight": torch.zeros(())}, path)
-    with pytest.raises(DataError, match="no Vision Transformer"):
+    with pytest.raises(DataError, match="not a Vision Transformer"):
         build_backbone(VitConfig(image_size=56, patch_size=14, weights=path, **IMAGENET))
 
 
