@@ -39,8 +39,8 @@ SELECT best.ordinal, kept, source.key AS kept_source
 FROM best JOIN (SELECT ordinal, key FROM read_parquet($probes)) AS source ON source.ordinal = kept
 WHERE best.ordinal <> kept ORDER BY best.ordinal
 """
-"""The duplicates among usable samples. Of equal files the held-out one is kept, so that none of them is trained on; otherwise the
-first. An example of what to look for takes nothing away from the pool."""
+"""The duplicates among usable samples. Of equal files the held-out one is kept, so that none of them is trained on; otherwise
+the first. An example of what to look for takes nothing away from the pool."""
 
 
 @dataclass(frozen=True)
