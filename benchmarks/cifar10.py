@@ -21,7 +21,7 @@ import harness
 import numpy as np
 from loader import samples_of
 
-from curation.distance.nearest import default_device
+from curation.base.device import default_device
 from curation.embeddings.source import ArraySource
 from curation.kmeans.lloyd import KMeans, KMeansOptions
 from launch.config.load import load_run
@@ -114,7 +114,7 @@ def measure(case: str, _engine: str, seed: int, args: argparse.Namespace) -> har
     seconds = harness.now() - began
     bank, queries = features(encoder, samples, every), features(encoder, tests, np.arange(len(tests)))
     found = knn_accuracy(bank, labels, queries, truth, EvaluateConfig(), device=default_device())
-    found |= probe_accuracy(bank, labels, queries, truth, stream=seed, device=default_device())
+    found |= probe_accuracy(bank, labels, queries, truth, rng_key=seed, device=default_device())
     row = {"knn": found["knn"], "linear": found["linear"]}
     return row if case in UNTRAINED else {**row, "seconds": seconds}
 

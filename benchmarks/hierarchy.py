@@ -19,8 +19,8 @@ from kmeans import use_ssl_data_curation
 from curation.embeddings.source import ArraySource
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import build_hierarchy
-from curation.kmeans.levels import ClusterHierarchy, Level
 from curation.kmeans.lloyd import KMeans, KMeansOptions
+from curation.levels import ClusterHierarchy, Level
 from curation.measures.balance import imbalance, total_variation_from_uniform
 from curation.selectors.config import BalancedConfig
 from curation.selectors.select import select

@@ -28,12 +28,11 @@ from curation.selectors.config import BalancedConfig
 from pipeline.artifacts.clusters import ROW_ID, Clusters
 from pipeline.artifacts.manifest import Manifest, Part
 from pipeline.artifacts.samples import Samples, index_name, shard_name, write_table
-from pipeline.artifacts.splits import POOL
 from pipeline.modalities.modality import open_modality
 from pipeline.sharding.listing import list_partition
 from pipeline.sharding.plan import Plan, make_plan
 from pipeline.sources.source import Record
-from pipeline.stages.config import ShardConfig
+from pipeline.splits import POOL
 from pipeline.stages.select import select_rows
 from pipeline.stages.shard import probe_schema
 from pipeline.storage.location import Location
@@ -98,7 +97,7 @@ def measure_shard(num: int, scratch: Path) -> harness.Row:
             _simulate_probes, [(part.path, first, scratch) for part, first in zip(parts, offsets, strict=False)]
         )
         names = [name for value in probed for name in value]
-        arguments = (names, modality.columns, ShardConfig(samples_per_shard=_SHARD), scratch, scratch)
+        arguments = (names, modality.columns, _SHARD, 1.0, scratch, scratch)
         _, plan_bytes, plan_seconds = in_tasks(make_plan, [arguments])
         plan = Plan.read(scratch)
     assert sum(plan.num_rows) + sum(plan.rejected.values()) == num

@@ -8,7 +8,7 @@ from curation.kmeans.config import ClusterConfig
 from curation.kmeans.cost import costs, suggested
 from launch.tables import show as show_table
 from launch.tables import table
-from pipeline.config import RunConfig
+from pipeline.rounds.config import RunConfig
 from pipeline.rounds.record import RunRecord, StepRecord
 from pipeline.runtime.console import duration, size
 from pipeline.stages.stage import Estimate

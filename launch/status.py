@@ -1,7 +1,7 @@
 """How far a run is."""
 
 from launch.tables import show, table
-from pipeline.config import RunConfig
+from pipeline.rounds.config import RunConfig
 from pipeline.rounds.record import RunRecord
 from pipeline.runtime.console import duration, size
 

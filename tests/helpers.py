@@ -67,6 +67,17 @@ def windrow(*args: str, timeout: float = 1200, **options: object) -> subprocess.
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)  # type: ignore[call-overload]
 
 
+def artifacts(run_dir: Path) -> list[Path]:
+    """Files of artifacts; not the logs, which tell of times."""
+    apart = {".lock", "events.jsonl", "provenance.json", "report.html", "config.yaml"}
+    return sorted(path for path in run_dir.rglob("*") if path.is_file() and path.name not in apart)
+
+
+def contents(run_dir: Path) -> dict[str, bytes]:
+    """The bytes of all files of artifacts, by name."""
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in artifacts(run_dir)}
+
+
 class Killable:
     """A command in a process group of its own, to be killed as a whole."""
 

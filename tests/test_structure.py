@@ -103,6 +103,20 @@ def test_no_modules_import_one_another(files: list[Path]) -> None:
     assert circles(graph) == []
 
 
+def test_no_folders_import_one_another() -> None:
+    """A folder, or a module that lies beside folders, is a room: rooms have an order, too."""
+    names = {module_name(path): path for path in FILES}
+
+    def room(name: str) -> str:
+        is_inside = name.count(".") > 1 or names[name].name == "__init__.py"
+        return ".".join(name.split(".")[:2]) if is_inside else name
+
+    graph: dict[str, set[str]] = {room(name): set() for name in names}
+    for name, path in names.items():
+        graph[room(name)] |= {room(other) for other in imports(path) if other in names} - {room(name)}
+    assert circles(graph) == []
+
+
 def test_packages_hold_nothing_but_their_description() -> None:
     for path in FILES:
         if path.name == "__init__.py":

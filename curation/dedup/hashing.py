@@ -3,10 +3,22 @@
 from collections.abc import Iterator
 
 import numpy as np
+from PIL import Image
 
 _CHUNKS = 4
+_SIDE = 32
+"""Pixels a side of the images that are hashed."""
+_FLAT = 2.0
+"""Standard deviation of grey values, of 255, below which an image shows nothing."""
 _HELD = 2**24
 """Candidate pairs compared at once."""
+
+
+def image_hash(image: np.ndarray) -> int | None:
+    """The perceptual hash of an image (H, W, 3) uint8; None if it shows nothing, for all such images would be alike."""
+    small = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    grey = np.asarray(small, dtype=np.float64).mean(2)
+    return int(perceptual_hash(grey[None])[0]) if grey.std() > _FLAT else None
 
 
 def perceptual_hash(images: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curation.distance.nearest import default_device
+from curation.base.device import default_device
+from curation.distance.nearest import NearestCentroid
 from curation.distance.products import FullProducts
 from curation.embeddings.blocks import read_ahead, tensor
 from curation.embeddings.source import EmbeddingSource
@@ -160,3 +161,12 @@ def _distinct(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
     values = np.ascontiguousarray(rows.cpu().numpy() + 0.0)  # no negative zeros
     _, first, inverse = np.unique(values.view(f"V{values.strides[0]}")[:, 0], return_index=True, return_inverse=True)
     return np.sort(first), first[inverse]
+
+
+def nearest_clusters(source: EmbeddingSource, level_centroids: np.ndarray) -> np.ndarray:
+    """(N,) int32: the nearest of the centroids (K, D) to each row of `source`."""
+    centroids = tensor(level_centroids).to(default_device())
+    nearest = NearestCentroid(centroids, centroids.mean(0))
+    blocks = (tensor(block) for _, block in source.blocks())
+    labels = [nearest(rows.to(centroids.device)).label for block in blocks for rows in block.split(nearest.block_rows)]
+    return torch.cat(labels).cpu().numpy().astype(np.int32)

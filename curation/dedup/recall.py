@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
+from curation.base.device import default_device
 from curation.dedup.neighbours import Pairs
 from curation.dedup.rules import original_of
-from curation.distance.nearest import default_device, squared_distance
+from curation.distance.nearest import squared_distance
 from curation.distance.products import FullProducts
 from curation.embeddings.blocks import read_ahead
 from curation.embeddings.source import EmbeddingSource

@@ -89,11 +89,6 @@ def squared_distance(rows: Tensor, centroids: Tensor, label: Tensor) -> Tensor:
     return torch.linalg.vecdot(difference, difference)
 
 
-def default_device() -> torch.device:
-    """The current GPU of this process, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def coarse_dtype(device: torch.device) -> torch.dtype:
     """The fastest type for products whose rounding does not matter: bfloat16 where the device multiplies it natively."""
     if device.type == "cuda":

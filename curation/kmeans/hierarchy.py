@@ -15,9 +15,9 @@ from curation.base.collectives import Alone, Collectives, place_among
 from curation.base.journal import Journal
 from curation.embeddings.source import ArraySource, EmbeddingSource, SharedSource, Subset
 from curation.kmeans.config import ClusterConfig
-from curation.kmeans.levels import ClusterHierarchy, HierarchyProgress, Level, LevelShare
 from curation.kmeans.lloyd import KMeans, KMeansOptions, KMeansResult
 from curation.kmeans.splits import split_clusters
+from curation.levels import ClusterHierarchy, HierarchyProgress, Level, LevelShare
 
 
 def hierarchical_kmeans(

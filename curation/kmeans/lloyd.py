@@ -13,9 +13,10 @@ import torch
 
 from curation.base import rng
 from curation.base.collectives import Alone, Collectives
+from curation.base.device import default_device
 from curation.base.errors import DataError
 from curation.base.journal import Journal
-from curation.distance.nearest import Engine, default_device
+from curation.distance.nearest import Engine
 from curation.embeddings.source import ArraySource, EmbeddingSource
 from curation.kmeans.repair import repair_empty
 from curation.kmeans.rows import WorkerRows

@@ -11,8 +11,8 @@ import torch
 
 from curation.base import rng
 from curation.base.collectives import Collectives, place_among
+from curation.base.device import default_device
 from curation.base.journal import Journal
-from curation.distance.nearest import default_device
 from curation.embeddings.blocks import read_ahead
 from curation.embeddings.source import EmbeddingSource, SharedSource
 from curation.kmeans.grouped import grouped_kmeans, grouped_nearest

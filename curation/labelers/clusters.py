@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from curation.kmeans.levels import ClusterHierarchy
 from curation.labelers.config import ClustersLabelerConfig
 from curation.labelers.labels import Block, Labels
+from curation.levels import ClusterHierarchy
 
 _BLOCK_ROWS = 1 << 18
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from curation.kmeans.levels import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 
 Block = tuple[int, dict[str, np.ndarray]]
 """A first row, and for each column the labels (B,) int32 of the rows from there on."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from curation.embeddings.source import EmbeddingSource
-from curation.kmeans.levels import Level
+from curation.levels import Level
 from curation.measures.features import silhouette
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curation.base import rng
-from curation.kmeans.levels import Level
+from curation.levels import Level
 from curation.sampling.allocation import position_in_group
 
 _BLOCK = 2**22

@@ -6,7 +6,7 @@ Vo et al., "Automatic Data Curation for Self-Supervised Learning: A Clustering-B
 import numpy as np
 
 from curation.base import rng
-from curation.kmeans.levels import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 from curation.sampling.allocation import water_fill
 from curation.sampling.draw import Tickets, by_chance, by_distance, draw, grouped, sizes_of
 from curation.selectors.config import BalancedConfig

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curation.base.device import default_device
 from curation.base.errors import DataError
 from curation.distance.exact import for_products
-from curation.distance.nearest import NearestCentroid, default_device
+from curation.distance.nearest import NearestCentroid
 from curation.embeddings.blocks import tensor
 from curation.embeddings.source import EmbeddingSource
 from curation.sampling.allocation import apportion

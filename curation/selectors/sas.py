@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curation.base.device import default_device
 from curation.base.errors import ConfigError
 from curation.distance.exact import Grid, for_products
-from curation.distance.nearest import default_device
 from curation.embeddings.source import groups_of
 from curation.sampling.allocation import apportion
 from curation.selectors.config import SasConfig

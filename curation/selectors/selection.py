@@ -7,7 +7,7 @@ import numpy as np
 
 from curation.base.errors import ConfigError
 from curation.embeddings.source import EmbeddingSource
-from curation.kmeans.levels import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from curation.base import rng
 from curation.base.errors import DataError
-from curation.kmeans.levels import Level
+from curation.levels import Level
 from curation.sampling.draw import by_distance, draw
 from curation.selectors.config import SensitivityConfig
 from curation.selectors.selection import Pool, Selection

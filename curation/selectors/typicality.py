@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from curation.base import rng
+from curation.base.device import default_device
 from curation.distance.exact import for_products
-from curation.distance.nearest import default_device
 from curation.embeddings.source import groups_of
 from curation.sampling.allocation import water_fill
 from curation.sampling.draw import by_distance, draw, sizes_of

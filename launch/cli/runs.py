@@ -28,10 +28,6 @@ def run(
     from pipeline.storage.lease import locked
 
     loaded = load_run(config, settings or [])
-    if loaded.train.tensorboard:
-        from trainers.engine.tensorboard import require_package
-
-        require_package()
 
     def begin() -> None:
         save_run(loaded)

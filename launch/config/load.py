@@ -13,7 +13,7 @@ from launch.config.check import check
 from launch.config.overrides import parse_overrides
 from launch.config.recipes import find, recipes
 from launch.config.yaml_files import read_layers
-from pipeline.config import RunConfig
+from pipeline.rounds.config import RunConfig
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation.base.errors import DataError
-from curation.kmeans.levels import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 from launch.report.pictures import Pictures
 from launch.report.sheet import Sheet
 from pipeline.artifacts.artifact import Artifact

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from curation.base.files import atomic_path, save_array
-from curation.kmeans.levels import ClusterHierarchy, Level, LevelShare
+from curation.levels import ClusterHierarchy, Level, LevelShare
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Part
 

@@ -12,7 +12,7 @@ from curation.embeddings.files import SUFFIXES, EmbeddingFiles
 from pipeline.artifacts.artifact import Artifact, is_artifact, verified
 from pipeline.artifacts.files import files_fingerprint
 from pipeline.artifacts.manifest import Manifest, Part
-from pipeline.artifacts.splits import POOL
+from pipeline.splits import POOL
 
 _BLOCK_ROWS = 16384
 

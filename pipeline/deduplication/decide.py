@@ -18,9 +18,9 @@ from pipeline.artifacts.duplicates import DROPPED_SCHEMA, write_dropped
 from pipeline.artifacts.files import Scores
 from pipeline.artifacts.manifest import Part
 from pipeline.artifacts.samples import Samples
-from pipeline.artifacts.splits import POOL
 from pipeline.deduplication.joined import JoinedRows, row_lookup
 from pipeline.modalities.modality import open_modality
+from pipeline.splits import POOL
 
 _EDGES_HELD = 2**26
 """Edges in memory at once; each takes about a hundred bytes while it is decided which rows are dropped."""

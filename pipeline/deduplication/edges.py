@@ -13,9 +13,9 @@ from curation.dedup.config import DedupConfig
 from pipeline.artifacts.duplicates import EDGES_SCHEMA, Duplicates, edges_name, write_edges
 from pipeline.artifacts.manifest import Part
 from pipeline.artifacts.samples import Samples
-from pipeline.artifacts.splits import HELD_OUT, POOL
 from pipeline.deduplication.joined import JoinedRows, row_lookup
 from pipeline.modalities.modality import SIGNATURE, open_modality
+from pipeline.splits import HELD_OUT, POOL
 
 
 def visits_part(index: int, first: int, num: int, joined: JoinedRows, config: DedupConfig, scratch: Path) -> list[Part]:

@@ -8,11 +8,11 @@ import numpy as np
 
 from curation.base.files import save_array
 from curation.embeddings.files import EmbeddingFiles
-from curation.kmeans.levels import Level
+from curation.levels import Level
 from curation.sampling.draw import grouped
 from pipeline.artifacts.clusters import Clusters
 from pipeline.artifacts.embeddings import Embeddings
-from pipeline.artifacts.splits import HELD_OUT, POOL
+from pipeline.splits import HELD_OUT, POOL
 
 _PART_ROWS, _MAX_PARTS = 250_000, 1024
 
@@ -42,8 +42,10 @@ class JoinedRows:
             level = opened.hierarchy().levels[0]
             assignment, held_out_ids = np.asarray(level.assignment), np.empty(0, np.int64)
             if files := joined._held_out_files():
+                from curation.dedup.neighbours import nearest_clusters
+
                 source = EmbeddingFiles.open(files, normalize=True)
-                assignment = np.concatenate([assignment, _nearest(source, level.centroids)])
+                assignment = np.concatenate([assignment, nearest_clusters(source, level.centroids)])
                 held_out_ids = source.row_ids()
             members, offsets = grouped(assignment, level.num_clusters)
             save_array(arrays / "assignment.npy", assignment)
@@ -91,17 +93,3 @@ def row_lookup(row_ids: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function from some row ids (M,), all of which are in `row_ids` (N,), to where in it they are."""
     order = np.argsort(row_ids, kind="stable")
     return lambda ids: order[np.searchsorted(row_ids, ids, sorter=order)] if len(ids) else ids
-
-
-def _nearest(source: EmbeddingFiles, level_centroids: np.ndarray) -> np.ndarray:
-    """(M,) int32: the nearest of the centroids (K, D) to each row of the source."""
-    import torch
-
-    from curation.distance.nearest import NearestCentroid, default_device
-    from curation.embeddings.blocks import tensor
-
-    centroids = tensor(level_centroids).to(default_device())
-    nearest = NearestCentroid(centroids, centroids.mean(0))
-    blocks = [torch.from_numpy(block) for _, block in source.blocks()]
-    labels = [nearest(rows.to(centroids.device)).label for block in blocks for rows in block.split(nearest.block_rows)]
-    return torch.cat(labels).cpu().numpy().astype(np.int32)

@@ -8,14 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from curation.base.errors import DataError
-from pipeline.modalities.modality import SIGNATURE, Pairs, Probe
-from pipeline.sources.source import Problem
+from pipeline.modalities.modality import SIGNATURE, Pairs, Probe, Problem
 from trainers.data.decoding import SUFFIXES, decode, is_jpeg
 
 __all__ = ["SUFFIXES", "Images"]
-_FLAT = 2.0
-"""Standard deviation of grey values, of 255, below which an image shows nothing."""
-_HASH_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,8 @@ class Images:
 
     def probe(self, content: bytes) -> Probe:
         """As `Modality.probe`."""
+        from curation.dedup.hashing import image_hash
+
         try:
             image = decode(content)
         except DataError as error:
@@ -35,7 +33,7 @@ class Images:
         height, width = image.shape[:2]
         if min(height, width) < self.min_side:
             return Probe(problem=Problem("too small", f"{width} x {height} pixels"))
-        return Probe({"width": width, "height": height, SIGNATURE: _signature(image)})
+        return Probe({"width": width, "height": height, SIGNATURE: image_hash(image)})
 
     def stored(self, content: bytes) -> bytes:
         """As `Modality.stored`: JPEGs with restart markers, which change no pixel; others as they are."""
@@ -61,14 +59,3 @@ class Images:
             return decode(content)
         except DataError:
             return None
-
-
-def _signature(image: np.ndarray) -> int | None:
-    """The perceptual hash of (H, W, 3) uint8; None if there is nothing to be seen, for all such images would be alike."""
-    from PIL import Image
-
-    from curation.dedup.hashing import perceptual_hash
-
-    small = Image.fromarray(image).resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BILINEAR)
-    gray = np.asarray(small, dtype=np.float64).mean(2)
-    return int(perceptual_hash(gray[None])[0]) if gray.std() > _FLAT else None

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from curation.base.errors import DataError
-from pipeline.sources.source import Problem
 
 MODALITIES = {"image": "pipeline.modalities.image:Images"}
 """The module and class of each modality, by name."""
@@ -18,6 +17,16 @@ SIGNATURE = "signature"
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Indices (E,), other indices (E,), and the distance of their signatures (E,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a sample is set aside."""
+
+    reason: str
+    """One of a few kinds, by which rejects are counted."""
+    detail: str = ""
+    """The particulars."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from curation.base import rng
 from curation.base.errors import ConfigError
 from pipeline.artifacts.manifest import fingerprint
-from pipeline.config import RunConfig
+from pipeline.rounds.config import RunConfig
 from pipeline.runtime.config import Resources
 from pipeline.stages.cluster import Cluster
 from pipeline.stages.dedup import Dedup

@@ -14,7 +14,7 @@ from curation.base.errors import DataError, UserError
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import BEGUN, MANIFEST, Manifest
 from pipeline.artifacts.training import json_lines
-from pipeline.config import RunConfig
+from pipeline.rounds.config import RunConfig
 from pipeline.rounds.graph import Step, steps
 from pipeline.rounds.run import EVENTS, stale
 

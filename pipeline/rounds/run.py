@@ -32,6 +32,8 @@ def run_steps(
 
     `begin` is called once nothing speaks against the run any more.
     """
+    for step in steps:
+        step.stage.check()
     _refuse_or_supersede(steps, run_dir, executor, redo=redo)
     begin()
     for step in steps:

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from curation.base import rng
 from curation.base.files import atomic_path
 from pipeline.artifacts.manifest import Part
-from pipeline.artifacts.splits import POOL
 from pipeline.sharding.database import database
 from pipeline.sources.long_tail import long_tail_counts
 from pipeline.sources.source import Record, Source
+from pipeline.splits import POOL
 from pipeline.storage.location import Location
 
 _GROUP_ROWS = 1000

@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 from curation.base.errors import DataError
 from curation.base.files import atomic_path, write_atomic
 from pipeline.artifacts.samples import REJECTS, REJECTS_SCHEMA
-from pipeline.artifacts.splits import HELD_OUT, POOL, QUERY, SPLITS
 from pipeline.sharding.database import database
 from pipeline.sharding.listing import LISTING
-from pipeline.stages.config import ShardConfig
+from pipeline.splits import HELD_OUT, POOL, QUERY, SPLITS
 
 _SHARDS_PER_FILE = 64
 _MAX_CONTENT = 2**16
@@ -63,11 +62,18 @@ class Plan:
         return cls([(path, group) for path, group in content["groups"]], content["num_rows"], content["rejected"])
 
 
-def make_plan(probes: list[str], modality_columns: pa.Schema, config: ShardConfig, out: Path, scratch: Path) -> None:
+def make_plan(
+    probes: list[str],
+    modality_columns: pa.Schema,
+    samples_per_shard: int,
+    max_rejected_fraction: float,
+    out: Path,
+    scratch: Path,
+) -> None:
     """Write the plan and `rejects.parquet`. Streams the probes: of all samples only duplicates are in memory, or on disk."""
     paths = [str(scratch / path) for path in probes]
-    _check_fraction(paths, config.max_rejected_fraction, out)
-    writer = _PlanWriter(scratch, _plan_schema(modality_columns), config.samples_per_shard)
+    _check_fraction(paths, max_rejected_fraction, out)
+    writer = _PlanWriter(scratch, _plan_schema(modality_columns), samples_per_shard)
     rejected: Counter[str] = Counter()
     with (
         database(scratch, "plan") as tables,

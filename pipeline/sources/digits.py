@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.artifacts.splits import HELD_OUT, POOL
 from pipeline.sources.config import DigitsConfig
 from pipeline.sources.long_tail import long_tail_counts
 from pipeline.sources.source import Record
+from pipeline.splits import HELD_OUT, POOL
 
 _SIDE = 32
 # What is frequent varies least, as in heaps from the world: a 0 is a 0, but a 2 may be written in many ways.

@@ -15,10 +15,11 @@ import zstandard
 from curation.base import rng
 from curation.base.errors import DataError
 from curation.base.files import atomic_path
-from pipeline.artifacts.splits import HELD_OUT, POOL, QUERY
 from pipeline.modalities.image import SUFFIXES
+from pipeline.modalities.modality import Problem
 from pipeline.sources.config import ImagesConfig
-from pipeline.sources.source import Problem, Record
+from pipeline.sources.source import Record
+from pipeline.splits import HELD_OUT, POOL, QUERY
 from pipeline.storage.location import Location
 
 _HELD_OUT_NAMES = ("test", "val", "valid", "validation")

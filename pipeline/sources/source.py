@@ -7,20 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from curation.base.config import Config
+from pipeline.modalities.modality import Problem
 from pipeline.storage.location import Location
 
 SOURCES = {"images": "pipeline.sources.folder:Folder", "digits": "pipeline.sources.digits:Digits"}
 """The module and class of each kind of source, by the `type` of its settings."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a sample is set aside."""
-
-    reason: str
-    """One of a few kinds, by which rejects are counted."""
-    detail: str = ""
-    """The particulars."""
 
 
 @dataclass(frozen=True, slots=True)

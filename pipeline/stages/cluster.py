@@ -10,7 +10,7 @@ import numpy as np
 from curation.base import rng
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.cost import costs
-from curation.kmeans.levels import HierarchyProgress, LevelShare
+from curation.levels import HierarchyProgress, LevelShare
 from pipeline.artifacts.clusters import (
     Clusters,
     join_shares,

@@ -14,8 +14,8 @@ from pipeline.artifacts.embeddings import Embeddings, write_part
 from pipeline.artifacts.encoders import weights_by_content
 from pipeline.artifacts.manifest import Manifest, Part
 from pipeline.artifacts.samples import Samples, index_name
-from pipeline.artifacts.splits import POOL
 from pipeline.artifacts.training import FrozenEncoder
+from pipeline.splits import POOL
 from pipeline.stages.config import EmbedConfig
 from pipeline.stages.costs import encoder_cost
 from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
@@ -120,7 +120,7 @@ def _encoder(directory: Path, _modified: int) -> "Encoder":
 
 def embed_part(shard: str, split: str, samples: Path, encoder_directory: Path, out: Path, batch_size: int) -> list[Part]:
     """Embed one shard."""
-    from curation.distance.nearest import default_device
+    from curation.base.device import default_device
     from trainers.evaluation.embed import embed
 
     encoder = _encoder(encoder_directory, (encoder_directory / WEIGHTS).stat().st_mtime_ns)

@@ -1,4 +1,4 @@
-"""evaluate: what an encoder's frozen features are worth. The only stage that reads labels."""
+"""evaluate: what an encoder's frozen features are worth. Labels of the source are read here, and while training is measured."""
 
 import json
 from collections.abc import Mapping
@@ -12,14 +12,15 @@ from curation.base import rng
 from curation.base.files import write_atomic
 from curation.measures.agreement import ami, ari, contingency, nmi
 from curation.measures.balance import total_variation_from_uniform
-from pipeline.artifacts.evaluation import EVALUATION, Evaluation, evaluation_set
+from pipeline.artifacts.evaluation import EVALUATION, Evaluation
 from pipeline.artifacts.labels import PseudoLabels
 from pipeline.artifacts.manifest import Manifest, Part
 from pipeline.artifacts.samples import Samples
 from pipeline.artifacts.selection import SelectedRows
-from pipeline.artifacts.splits import POOL
 from pipeline.artifacts.training import FrozenEncoder
+from pipeline.splits import POOL
 from pipeline.stages.costs import encoder_cost
+from pipeline.stages.evaluation_set import evaluation_set
 from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
 from trainers.evaluation.config import EvaluateConfig
 from trainers.models.config import EncoderConfig
@@ -77,7 +78,7 @@ def evaluate_encoder(
     out: Path,
 ) -> None:
     """Write `evaluation.json`."""
-    from curation.distance.nearest import default_device
+    from curation.base.device import default_device
     from trainers.evaluation.embed import embed
     from trainers.evaluation.probes import probe_accuracy
     from trainers.models.encoders import Encoder
@@ -88,7 +89,7 @@ def evaluate_encoder(
     features = embed(Encoder.load(encoder_directory), evaluated.samples, rows, batch_size=config.batch_size, device=device)
     scores: dict[str, Any] = {"dim": features.shape[1], **evaluated.scores(features, device)}
     if evaluated.is_labelled:
-        scores |= probe_accuracy(*evaluated.classified(features), stream=rng.key(seed, "probe"), device=device)
+        scores |= probe_accuracy(*evaluated.classified(features), rng_key=rng.key(seed, "probe"), device=device)
     if selection is not None and len(evaluated.bank):
         opened_labels = PseudoLabels.open(labels) if labels else None
         scores |= _by_class(opened, SelectedRows.open(selection), opened_labels, rng.key(seed, "agreement"))

@@ -11,9 +11,9 @@ import pyarrow as pa
 from curation.base import rng
 from curation.base.errors import ConfigError, DataError
 from curation.embeddings.source import ArraySource, EmbeddingSource
-from curation.kmeans.levels import ClusterHierarchy
 from curation.labelers.config import ClustersLabelerConfig
 from curation.labelers.labels import Labels, label
+from curation.levels import ClusterHierarchy
 from curation.measures.balance import share_empty, total_variation_from_uniform
 from curation.measures.features import coverage, vendi_score
 from curation.selectors.config import SelectConfig
@@ -26,7 +26,7 @@ from pipeline.artifacts.labels import PseudoLabels, write_batches
 from pipeline.artifacts.manifest import Manifest, Part
 from pipeline.artifacts.samples import Samples, index_schema
 from pipeline.artifacts.selection import SELECTION, TRAINING, SelectedRows
-from pipeline.artifacts.splits import POOL, QUERY
+from pipeline.splits import POOL, QUERY
 from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
 from trainers.data.samples import PLACE, ROWS_PER_EPOCH
 

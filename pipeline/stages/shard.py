@@ -23,12 +23,12 @@ from curation.base.errors import DataError
 from curation.base.files import atomic_path, write_atomic
 from pipeline.artifacts.manifest import Manifest, Part
 from pipeline.artifacts.samples import REJECTS, Samples, index_name, index_schema, shard_name, write_table
-from pipeline.artifacts.splits import HELD_OUT, POOL, QUERY
-from pipeline.modalities.modality import Modality, open_modality
+from pipeline.modalities.modality import Modality, Problem, open_modality
 from pipeline.runtime.config import Resources
 from pipeline.sharding.listing import LISTING, list_partition, members_of, thin
 from pipeline.sharding.plan import Plan, make_plan
-from pipeline.sources.source import Problem, Source, open_source, settings_of
+from pipeline.sources.source import Source, open_source, settings_of
+from pipeline.splits import HELD_OUT, POOL, QUERY
 from pipeline.stages.config import ShardConfig
 from pipeline.stages.stage import Estimate, Stage, StageContext, StageOutput
 
@@ -70,7 +70,9 @@ class Shard(Stage):
             probe_part, [item for item, _ in probes], modality, scratch, num_rows=[num for _, num in probes], label="probe"
         )
         if not (scratch / Plan.FILE).exists():
-            context.call(make_plan, [part.path for part in probed], modality.columns, self.config, context.out, scratch)
+            limits = (self.config.samples_per_shard, self.config.max_rejected_fraction)
+            paths = [part.path for part in probed]
+            context.call(make_plan, paths, modality.columns, *limits, context.out, scratch)
         plan = Plan.read(scratch)
         packed = context.parts(
             pack_part, [(number, *place) for number, place in enumerate(plan.groups)], modality, context.out, scratch,

@@ -165,6 +165,9 @@ class Stage(ABC):
         """Roles of optional inputs that these settings cannot do without."""
         return frozenset()
 
+    def check(self) -> None:  # noqa: B027 - most stages have nothing to check
+        """Raise ConfigError if something that the settings ask for is not installed; called before anything runs."""
+
     @abstractmethod
     def make(self, context: StageContext) -> StageOutput:
         """Schedule the work that makes the artifact, or what is missing of it; compute nothing here.

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 from curation.base.errors import ConfigError, DataError
 from pipeline.artifacts.encoders import weights_by_content
-from pipeline.artifacts.evaluation import evaluation_set
 from pipeline.artifacts.manifest import Manifest, Part
 from pipeline.artifacts.samples import Samples
 from pipeline.artifacts.selection import SelectedRows
@@ -20,11 +19,12 @@ from pipeline.artifacts.training import Training, metrics
 from pipeline.errors import StoppedError
 from pipeline.runtime.executor import fixed_number_of_ranks
 from pipeline.stages.costs import encoder_cost, train_flops
+from pipeline.stages.evaluation_set import evaluation_set
 from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
 from trainers.data.mapped_list import TrainingList, map_lists
 from trainers.engine.config import TrainConfig
 from trainers.engine.progress import TrainProgress
-from trainers.engine.tensorboard import TensorBoard
+from trainers.engine.tensorboard import TensorBoard, require_package
 from trainers.evaluation.config import EvaluateConfig
 from trainers.output_files import BEST, CHECKPOINTS, DESCRIPTION, ENCODERS, EVALUATIONS, METRICS, WEIGHTS, newest_checkpoint
 
@@ -59,6 +59,10 @@ class Train(Stage):
             opened = [(Samples.open(o.samples), SelectedRows.open(o.selection), o.weight) for o in self.config.mix]
             fields["mix"] = [[samples.fingerprint, selection.fingerprint, weight] for samples, selection, weight in opened]
         return {"seed": self.seed, **fields}
+
+    def check(self) -> None:
+        if self.config.tensorboard:
+            require_package()
 
     def make(self, context: StageContext) -> StageOutput:
         samples: Samples = context.inputs["samples"]
@@ -191,7 +195,7 @@ def train_rank(
     evaluate: EvaluateConfig | None,
 ) -> Iterator[TrainProgress]:
     """One rank of the training."""
-    from curation.distance.nearest import default_device
+    from curation.base.device import default_device
     from trainers.engine.train import train
 
     rest = 1 - sum(other.weight for other in config.mix)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts.samples import Samples
-from pipeline.artifacts.splits import HELD_OUT, POOL
 from pipeline.modalities.modality import MODALITIES
 from pipeline.rounds.graph import Step
 from pipeline.rounds.run import run_steps
 from pipeline.runtime.inline import InlineExecutor
 from pipeline.runtime.ray_executor import RayExecutor
 from pipeline.sources.source import SOURCES
+from pipeline.splits import HELD_OUT, POOL
 from pipeline.stages.config import ShardConfig
 from pipeline.stages.shard import Shard
 from tests.extensions.toys import CountWords, PoemsConfig, WordCount

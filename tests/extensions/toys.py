@@ -14,9 +14,9 @@ from curation.base.files import write_atomic
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Manifest, Part
 from pipeline.artifacts.samples import Samples
-from pipeline.artifacts.splits import HELD_OUT, POOL
-from pipeline.modalities.modality import SIGNATURE, Pairs, Probe
-from pipeline.sources.source import Problem, Record
+from pipeline.modalities.modality import SIGNATURE, Pairs, Probe, Problem
+from pipeline.sources.source import Record
+from pipeline.splits import HELD_OUT, POOL
 from pipeline.stages.stage import Estimate, Input, Stage, StageContext, StageOutput
 from pipeline.storage.location import Location
 

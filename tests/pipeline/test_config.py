@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from curation.base.errors import ConfigError
-from pipeline.config import RunConfig
+from pipeline.rounds.config import RunConfig
 from pipeline.rounds.graph import steps
 
 

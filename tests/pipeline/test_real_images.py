@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts.samples import Samples
-from pipeline.artifacts.splits import HELD_OUT, POOL
+from pipeline.splits import HELD_OUT, POOL
 from tests.helpers import SHARED_DATA, windrow
 from trainers.data.decoding import decode, decode_window
 from trainers.data.restart_markers import with_restarts

@@ -26,10 +26,10 @@ from launch.config.load import load_run
 from pipeline.artifacts.embeddings import Embeddings
 from pipeline.artifacts.manifest import Manifest, Part
 from pipeline.artifacts.samples import Samples
-from pipeline.artifacts.splits import POOL
 from pipeline.rounds.graph import steps
+from pipeline.splits import POOL
 from tests.conftest import FinishedRun
-from tests.helpers import TINY, WINDROW, Killable, windrow, words
+from tests.helpers import TINY, WINDROW, Killable, artifacts, contents, windrow, words
 from trainers.data.samples import PLACE
 
 pytestmark = pytest.mark.xdist_group("run")
@@ -219,12 +219,12 @@ def test_stage_verbs_make_what_a_run_makes(tiny_run: FinishedRun, tiny_images: P
         ["dedup", f"{out}/embed", f"{out}/cluster", f"{out}/dedup", "similarity=0.99"],
         ["select", f"{out}/cluster", f"{out}/select", "fraction=0.5", "--samples", f"{out}/samples"],
     ):
-        done = windrow(*command)
+        done = windrow(*command, "--inline")
         assert done.returncode == 0, done.stderr
     assert (out / "samples" / "shard-000000.tar").read_bytes() == (place / "samples" / "shard-000000.tar").read_bytes()
     assert Manifest.read(out / "samples").fingerprint == Manifest.read(place / "samples").fingerprint
     assert pq.read_table(out / "select" / "selection.parquet").num_rows == 18
-    scored = windrow("evaluate", f"{out}/samples", str(place / "round-0" / "train"), f"{out}/evaluate")
+    scored = windrow("evaluate", f"{out}/samples", str(place / "round-0" / "train"), f"{out}/evaluate", "--inline")
     assert scored.returncode == 0, scored.stderr
     assert "knn:" in scored.stdout
 
@@ -235,7 +235,7 @@ def test_encoders_are_used_wherever_they_lie(tiny_run: FinishedRun, tmp_path: Pa
     assert [line["step"] for line in lines] == [0, 5, 9, 14]
     best = Manifest.read(train).statistics["best"]
     assert best in lines
-    scored = windrow("evaluate", str(samples), str(train / "best"), f"{tmp_path}/scores", "neighbours=[3]")
+    scored = windrow("evaluate", str(samples), str(train / "best"), f"{tmp_path}/scores", "neighbours=[3]", "--inline")
     assert scored.returncode == 0, scored.stderr
     scores = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
     assert scores["knn_3"] == best["knn_3"]
@@ -245,7 +245,11 @@ def test_encoders_are_used_wherever_they_lie(tiny_run: FinishedRun, tmp_path: Pa
     encoder = {"type": "vit", "image_size": 16, "patch_size": 8, "dim": 16, "depth": 1, "heads": 2, "pool": "mean"}
     start = {"weights": copy, "mean": [0.5] * 3, "std": [0.5] * 3}
     embedded = windrow(
-        "embed", str(samples), f"{tmp_path}/embed", *words({f"encoder.{k}": v for k, v in (encoder | start).items()})
+        "embed",
+        str(samples),
+        f"{tmp_path}/embed",
+        *words({f"encoder.{k}": v for k, v in (encoder | start).items()}),
+        "--inline",
     )
     assert embedded.returncode == 0, embedded.stderr
     for path in (tiny_run.directory / "round-1" / "embed").glob("*.arrow"):
@@ -259,7 +263,7 @@ def test_other_selections_are_mixed_in(tiny_run: FinishedRun, tmp_path: Path) ->
 
     def train(out: str, **other: object) -> str:
         mix = [{key: value if key == "weight" else str(value) for key, value in other.items()}]
-        done = windrow("train", str(samples), str(selection), f"{tmp_path}/{out}", *words(settings | {"mix": mix}))
+        done = windrow("train", str(samples), str(selection), f"{tmp_path}/{out}", *words(settings | {"mix": mix}), "--inline")
         assert done.returncode == (0 if out == "mixed" else 2), done.stderr
         return done.stderr
 
@@ -314,30 +318,11 @@ def test_killed_in_every_stage_a_run_ends_with_the_same_bits(tiny_run: FinishedR
                     finished.setdefault(manifest.parent / part.path, (state.st_ino, state.st_mtime_ns))
     done = windrow(*command[1:])
     assert done.returncode == 0, done.stderr
-    assert _contents(run_dir) == _contents(tiny_run.directory)
+    assert contents(run_dir) == contents(tiny_run.directory)
     for path, state in finished.items():
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == state, f"{path} was made again"
     assert len(hit) >= 20
     assert {name.split("/")[-1] for name in hit} == {name.split("/")[-1] for name in names}
-
-
-def test_a_run_may_change_between_ray_and_inline(tiny_run: FinishedRun, tmp_path: Path) -> None:
-    """Begun in one way and killed, continued in the other: the same bytes as a run that nothing happened to."""
-    settings = words({**TINY, "rounds": 1, "train.ranks": 1})
-
-    def command(name: str, *options: str) -> list[str]:
-        return [WINDROW, "run", str(tiny_run.config), f"run_dir={tmp_path}/{name}", *settings, *options]
-
-    whole = windrow(*command("whole", "--inline")[1:])
-    assert whole.returncode == 0, whole.stderr
-    for name, begin, go_on in (("inline first", ["--inline"], []), ("ray first", [], ["--inline"])):
-        running = Killable(command(name, *begin), tmp_path / "log")
-        assert running.wait_for("round-0/train …"), (tmp_path / "log").read_text()
-        running.kill()
-        assert not (tmp_path / name / "round-0" / "train" / "manifest.json").exists()
-        done = windrow(*command(name, *go_on)[1:])
-        assert done.returncode == 0, done.stderr
-        assert _contents(tmp_path / name) == _contents(tmp_path / "whole")
 
 
 def test_a_signal_saves_and_the_same_command_continues(tiny_run: FinishedRun, tmp_path: Path) -> None:
@@ -358,21 +343,11 @@ def test_a_signal_saves_and_the_same_command_continues(tiny_run: FinishedRun, tm
     assert metrics.read_text().count("\n") == saved
     done = windrow(*command[1:])
     assert done.returncode == 0, done.stderr
-    assert _contents(run_dir / "round-0") == _contents(tiny_run.directory / "round-0")
-
-
-def _artifacts(run_dir: Path) -> list[Path]:
-    """Files of artifacts; not the logs, which tell of times."""
-    apart = {".lock", "events.jsonl", "provenance.json", "report.html", "config.yaml"}
-    return sorted(path for path in run_dir.rglob("*") if path.is_file() and path.name not in apart)
-
-
-def _contents(run_dir: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run_dir)): path.read_bytes() for path in _artifacts(run_dir)}
+    assert contents(run_dir / "round-0") == contents(tiny_run.directory / "round-0")
 
 
 def _state(run_dir: Path) -> dict[str, tuple[int, int]]:
-    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in _artifacts(run_dir)}
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in artifacts(run_dir)}
 
 
 def test_nothing_in_a_shard_tells_when_or_by_whom_it_was_made(tiny_run: FinishedRun) -> None:

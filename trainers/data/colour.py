@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from curation.base.threads import one_thread
-from trainers.data.tensor_memory import recycled_empty
+from trainers.tensor_memory import recycled_empty
 
 ORDERS = tuple(itertools.permutations(range(4)))
 """The 24 orders of brightness, contrast, saturation and hue: torchvision's ColorJitter draws one for each image."""

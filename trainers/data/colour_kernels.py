@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trainers.data.colour import BLUR_RADIUS, ORDERS, Changes
-from trainers.data.tensor_memory import to_device
+from trainers.tensor_memory import to_device
 
 _PIXELS = 1024
 _NUMBERS = 13

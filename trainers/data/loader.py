@@ -26,8 +26,8 @@ from trainers.data.order import order_of
 from trainers.data.resident import ResidentImages
 from trainers.data.samples import BadSampleError, SampleList
 from trainers.data.shard_reader import RESTORE, UNREADABLE, ShardReader
-from trainers.data.tensor_memory import recycled_empty
 from trainers.ranks import ranks_per_node
+from trainers.tensor_memory import recycled_empty
 
 _BATCHES_AHEAD = 2
 _MAX_WORKERS = 8
@@ -164,7 +164,7 @@ class Loader:
 
     def _shown(self, step: int) -> _Shown:
         positions = self._positions(step)
-        draws = views.Draws.of(self._config, positions, stream=rng.key(self._seed, "views"))
+        draws = views.Draws.of(self._config, positions, rng_key=rng.key(self._seed, "views"))
         return _Shown(positions, self._indices(step), draws)
 
     def _from_memory(self, shown: _Shown, images: ResidentImages, sizes: tuple[int, int]) -> Batch:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainers.data.samples import BadSampleError, SampleList
 from trainers.data.shard_reader import ShardReader
-from trainers.data.tensor_memory import to_device
+from trainers.tensor_memory import to_device
 
 _CHUNK = 256
 

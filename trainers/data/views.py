@@ -47,11 +47,11 @@ class Draws:
         return (num_views, _NUMBERS), (num_views, _TRIES, 2)
 
     @classmethod
-    def of(cls, config: ViewsConfig, samples: np.ndarray, *, stream: int) -> "Draws":
+    def of(cls, config: ViewsConfig, samples: np.ndarray, *, rng_key: int) -> "Draws":
         """The draws of `samples` (B,), each a position in the endless stream of shown samples."""
         scales = np.array([config.global_scale] * config.num_global + [config.local_scale] * config.num_local)
         rows = (samples[:, None] * len(scales) + np.arange(len(scales))).ravel()
-        numbers = rng.uniform(stream, rows, _NUMBERS).reshape(len(samples), len(scales), _NUMBERS)
+        numbers = rng.uniform(rng_key, rows, _NUMBERS).reshape(len(samples), len(scales), _NUMBERS)
         share, ratio = np.moveaxis(numbers[..., :_PLACE].reshape(len(samples), len(scales), _TRIES, 2), 3, 0)
         low, high = scales[:, :1], scales[:, 1:]
         height = np.sqrt(low + share * (high - low))

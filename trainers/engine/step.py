@@ -10,7 +10,6 @@ from torch import Tensor
 from curation.base import rng
 from trainers.data import views
 from trainers.data.loader import Batch
-from trainers.data.tensor_memory import to_device
 from trainers.engine.accumulation import backward
 from trainers.engine.compilation import compile_backbones
 from trainers.engine.config import TrainConfig
@@ -23,6 +22,7 @@ from trainers.models.config import VitConfig
 from trainers.models.encoders import InputRange, build_backbone, recompute_activations, without_weights
 from trainers.ranks import rank, sum_over_ranks, world_size
 from trainers.schedules import cosine, warmup_cosine
+from trainers.tensor_memory import to_device
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ class _Training:
         """
         rows = self.log.gathered()
         features = self.engine.method.student.features.float().cpu().numpy()
-        spread = label_free(features, stream=0) if np.isfinite(features).all() else {"rankme": 0.0, "feature_std": 0.0}
+        spread = label_free(features, rng_key=0) if np.isfinite(features).all() else {"rankme": 0.0, "feature_std": 0.0}
         health = self._health(rows[-1], clock, FeatureSpread(spread["rankme"], spread["feature_std"], *features.shape))
         rows[-1] |= {"rankme": spread["rankme"], "feature_std": spread["feature_std"], "verdict": health.verdict}
         self.log.write(rows)

@@ -48,7 +48,7 @@ class EvaluationSet:
 
     def scores(self, features: np.ndarray, device: torch.device | None = None) -> dict[str, float]:
         """The scores of features (M, D) float32: those of `label_free`, and of the weighted kNN where there are labels."""
-        result = label_free(features[: self.num_pool], stream=self.seed)
+        result = label_free(features[: self.num_pool], rng_key=self.seed)
         if self.is_labelled:
             classes = len(np.unique(self.label[self.label >= 0]))
             result |= {"classes": classes, "labelled": len(self.bank), "queries": len(self.queries)}
@@ -60,9 +60,9 @@ class EvaluationSet:
         return features[self.bank], self.label[self.bank], features[self.queries], self.label[self.queries]
 
 
-def label_free(features: np.ndarray, *, stream: int) -> dict[str, float]:
-    """Measures of features (N, D) that need no labels; `stream` is the random key of the sample they are computed on."""
-    sample = features[rng.permute(stream, np.arange(min(2048, len(features))), len(features))]
+def label_free(features: np.ndarray, *, rng_key: int) -> dict[str, float]:
+    """Measures of features (N, D) that need no labels; `rng_key` is the random key of the sample they are computed on."""
+    sample = features[rng.permute(rng_key, np.arange(min(2048, len(features))), len(features))]
     return {
         "rankme": rankme(sample),
         "uniformity": uniformity(sample),

@@ -30,7 +30,7 @@ def probe_accuracy(
     queries: np.ndarray,
     labels: np.ndarray,
     *,
-    stream: int,
+    rng_key: int,
     device: torch.device | None = None,
 ) -> dict[str, float]:
     """Accuracy on `queries` (M, D) of classifiers fitted to `bank` (N, D), all float32, and their chosen settings.
@@ -46,7 +46,7 @@ def probe_accuracy(
     truth[torch.from_numpy(~np.isin(labels, classes)).to(device)] = -1  # a class that the bank lacks: always counted as wrong
 
     def sgd(x: Tensor, y: Tensor, rates: Tensor) -> Tensor:
-        return fit_sgd(x, y, rates, num_classes=len(classes), stream=stream)
+        return fit_sgd(x, y, rates, num_classes=len(classes), rng_key=rng_key)
 
     def regression(x: Tensor, y: Tensor, regularisations: Tensor) -> Tensor:
         return fit_logistic(x, y, regularisations, num_classes=len(classes))
@@ -58,7 +58,7 @@ def probe_accuracy(
     )
     for name, setting_name, fit, settings in sweeps:
         candidates = torch.tensor(settings, device=device)
-        best = _choose(fit, inputs, targets, candidates, stream)
+        best = _choose(fit, inputs, targets, candidates, rng_key)
         accuracy, _ = _score(query_inputs, truth, fit(inputs, targets, candidates[best : best + 1]))
         result |= {name: float(accuracy), setting_name: settings[best]}
     return result
@@ -73,10 +73,10 @@ def _inputs(rows: np.ndarray, mean: np.ndarray, std: np.ndarray, device: torch.d
     return inputs
 
 
-def _choose(fit: Fit, inputs: Tensor, targets: Tensor, settings: Tensor, stream: int) -> int:
+def _choose(fit: Fit, inputs: Tensor, targets: Tensor, settings: Tensor, rng_key: int) -> int:
     """The index of the most accurate of `settings` (S,) on held-out rows; of equals the one with the smallest loss."""
     num = len(inputs)
-    order = torch.from_numpy(rng.permute(rng.key(stream, "held out"), np.arange(num), num)).to(inputs.device)
+    order = torch.from_numpy(rng.permute(rng.key(rng_key, "held out"), np.arange(num), num)).to(inputs.device)
     held_out = order[: max(1, int(num * _HELD_OUT))]
     rest = order[len(held_out) :] if num > 1 else order
     accuracy, loss = _score(inputs[held_out], targets[held_out], fit(inputs[rest], targets[rest], settings))
@@ -94,7 +94,7 @@ def _score(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Te
     return hits / len(inputs), loss / len(inputs)
 
 
-def fit_sgd(inputs: Tensor, targets: Tensor, rates: Tensor, *, num_classes: int, stream: int) -> Tensor:
+def fit_sgd(inputs: Tensor, targets: Tensor, rates: Tensor, *, num_classes: int, rng_key: int) -> Tensor:
     """Softmax classifiers (S, C, P), one for each of `rates` (S,): SGD with momentum from zero, rates falling on a cosine.
 
     As the linear evaluation of DINO and DINOv2, over batches of 256, for ten epochs and no less than a thousand steps.
@@ -105,7 +105,7 @@ def fit_sgd(inputs: Tensor, targets: Tensor, rates: Tensor, *, num_classes: int,
     epochs = max(_EPOCHS, math.ceil(_MIN_STEPS / math.ceil(num / _BATCH)))
     step, steps = 0, epochs * math.ceil(num / _BATCH)
     for epoch in range(epochs):
-        order = rng.tickets(rng.key(stream, "batches", epoch), 0, num).argsort(kind="stable")
+        order = rng.tickets(rng.key(rng_key, "batches", epoch), 0, num).argsort(kind="stable")
         for batch in torch.from_numpy(order).to(inputs.device).split(_BATCH):
             _, gradient = cross_entropy(inputs[batch], targets[batch], weights)
             momentum.mul_(_MOMENTUM).add_(gradient, alpha=1 / len(batch))

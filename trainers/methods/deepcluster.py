@@ -36,8 +36,8 @@ class DeepCluster(Method):
         self.register_buffer("prototypes", torch.zeros(config.heads, config.prototypes, config.bottleneck_dim))
         self.register_buffer("assignment", torch.zeros(config.heads, 0, dtype=torch.int64))
 
-    def begin(self, num_samples: int, stream: int) -> None:
-        self._stream = stream
+    def begin(self, num_samples: int, rng_key: int) -> None:
+        self._rng_key = rng_key
         self.memory = self.memory.new_zeros(num_samples, *self.memory.shape[1:])
         self.assignment = self.assignment.new_zeros(self.config.heads, num_samples)
 
@@ -56,7 +56,7 @@ class DeepCluster(Method):
             clustering = KMeans(
                 source.share(workers.rank, workers.size),
                 self.config.prototypes,
-                rng_key=rng.key(self._stream, "clusters", epoch, head),
+                rng_key=rng.key(self._rng_key, "clusters", epoch, head),
                 options=KMeansOptions(spherical=True, max_iterations=self.config.iterations),
                 collectives=workers,
             ).run()

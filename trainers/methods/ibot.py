@@ -39,8 +39,8 @@ class Ibot(Dino):
         projector = self._projector(encoder)
         return MaskedNetwork(encoder, projector, projector if self._shares_head else self._projector(encoder))
 
-    def begin(self, num_samples: int, stream: int) -> None:
-        self._stream = rng.key(stream, "masks")
+    def begin(self, num_samples: int, rng_key: int) -> None:
+        self._rng_key = rng.key(rng_key, "masks")
 
     def _mask(self, views: Views) -> Mask:
         """The mask of these samples, made once per step: student, teacher and loss all need it."""
@@ -55,7 +55,7 @@ class Ibot(Dino):
                 (height // size, width // size),
                 probability=self.config.mask_probability,
                 ratio=self.config.mask_ratio,
-                stream=self._stream,
+                rng_key=self._rng_key,
                 device=views.sample.device,
             )
         return self._masks[positions]

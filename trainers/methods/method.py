@@ -74,8 +74,8 @@ class Method(nn.Module, ABC):
         """The backbone to evaluate and export."""
         return self.student.backbone
 
-    def begin(self, num_samples: int, stream: int) -> None:
-        """Prepare to train on a list of `num_samples`, with the random key `stream`. Called once, before training."""
+    def begin(self, num_samples: int, rng_key: int) -> None:
+        """Prepare to train on a list of `num_samples`, with the random key `rng_key`. Called once, before training."""
 
     def before_first_step(self, epoch: Callable[[], Iterator[Views]]) -> None:
         """Called before the first step of a training that is not resumed; `epoch()` iterates over every sample."""

@@ -30,9 +30,9 @@ class Npid(Method):
         self.register_buffer("bank", torch.zeros(0, config.dim))
         self.register_buffer("normaliser", torch.zeros(()))
 
-    def begin(self, num_samples: int, stream: int) -> None:
-        self._stream = stream
-        draws = torch.Generator().manual_seed(rng.key(stream, "bank") >> 1)
+    def begin(self, num_samples: int, rng_key: int) -> None:
+        self._rng_key = rng_key
+        draws = torch.Generator().manual_seed(rng.key(rng_key, "bank") >> 1)
         self.bank = F.normalize(torch.randn(num_samples, self.config.dim, generator=draws), dim=1).to(self.normaliser.device)
 
     def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
@@ -43,7 +43,7 @@ class Npid(Method):
         embeddings = F.normalize(outputs.embeddings[:, 0].float(), dim=1)
         device = embeddings.device
         # Drawn for the global batch, so that the number of ranks does not matter.
-        draws = torch.Generator(device).manual_seed(rng.key(self._stream, "noise", clock.step) >> 1)
+        draws = torch.Generator(device).manual_seed(rng.key(self._rng_key, "noise", clock.step) >> 1)
         shape = (len(embeddings) * world_size(), config.negatives)
         noise = torch.randint(num_samples, shape, generator=draws, device=device)[gathered_rows(len(embeddings), device)]
         with torch.autocast(device.type, enabled=False):

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation.base import rng
-from trainers.data.tensor_memory import to_device
 from trainers.methods.config import WmseConfig
 from trainers.methods.method import Clock, Method, StepOutput, Views
 from trainers.models.heads import Encoded, Network, feature_dim, mlp
 from trainers.ranks import gather
+from trainers.tensor_memory import to_device
 
 _EPSILON = 1e-3
 """Share of the identity that is mixed into a covariance."""
@@ -30,8 +30,8 @@ class Wmse(Method):
         encoder = backbone()
         self.student = Network(encoder, mlp([feature_dim(encoder), config.hidden_dim, config.dim]))
 
-    def begin(self, num_samples: int, stream: int) -> None:
-        self._stream = stream
+    def begin(self, num_samples: int, rng_key: int) -> None:
+        self._rng_key = rng_key
 
     def inputs(self, views: Views, clock: Clock) -> tuple[list[Tensor]]:
         return (views.crops[:1],)
@@ -39,7 +39,7 @@ class Wmse(Method):
     def loss(self, outputs: Encoded, targets: Encoded, views: Views, clock: Clock) -> StepOutput:
         embeddings = gather(outputs.embeddings.float())
         size = self.config.slice_size
-        draws = rng.generator(rng.key(self._stream, "slices", clock.step))
+        draws = rng.generator(rng.key(self._rng_key, "slices", clock.step))
         slices = np.concatenate([draws.permutation(len(embeddings)).reshape(-1, size) for _ in range(self.config.permutations)])
         with torch.autocast(embeddings.device.type, enabled=False):
             terms = [whitened_error(embeddings[rows]) for rows in to_device(embeddings.device, slices)]

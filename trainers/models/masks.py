@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curation.base import rng
-from trainers.data.tensor_memory import to_device
+from trainers.tensor_memory import to_device
 
 _MIN_BLOCK = 4
 _ASPECT = 0.3
@@ -33,7 +33,7 @@ def block_mask(
     *,
     probability: float,
     ratio: tuple[float, float],
-    stream: int,
+    rng_key: int,
     device: torch.device,
 ) -> Mask:
     """Hide a uniform share of the patches, in blocks, of every global crop with a `probability` (BEiT; iBOT, section 3.2).
@@ -43,7 +43,7 @@ def block_mask(
     hidden = np.zeros((2, len(positions), *grid), dtype=bool)
     for sample, position in enumerate(positions):
         for view in range(2):
-            draws = rng.generator(rng.key(stream, int(position), view))
+            draws = rng.generator(rng.key(rng_key, int(position), view))
             if draws.random() < probability:
                 _hide(hidden[view, sample], round(draws.uniform(*ratio) * grid[0] * grid[1]), draws)
     flat = hidden.reshape(2, len(positions), -1)

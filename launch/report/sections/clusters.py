@@ -6,7 +6,7 @@ import numpy as np
 
 from curation.base import rng
 from curation.embeddings.source import EmbeddingSource
-from curation.kmeans.levels import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 from curation.measures.agreement import churn, contingency, nmi
 from launch.report.sections.section import Section
 from launch.report.view import View
@@ -14,7 +14,7 @@ from pipeline.artifacts.clusters import Clusters
 from pipeline.artifacts.embeddings import Embeddings
 from pipeline.artifacts.evaluation import Evaluation
 from pipeline.artifacts.selection import SelectedRows
-from pipeline.artifacts.splits import POOL
+from pipeline.splits import POOL
 
 _PER_CLUSTER, _PER_GROUP = 12, 3
 _BLOCK_ROWS = 1 << 20

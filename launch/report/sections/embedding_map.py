@@ -15,7 +15,7 @@ from pipeline.artifacts.clusters import Clusters
 from pipeline.artifacts.embeddings import Embeddings
 from pipeline.artifacts.samples import Samples
 from pipeline.artifacts.selection import SelectedRows
-from pipeline.artifacts.splits import POOL
+from pipeline.splits import POOL
 
 _MAP_ROWS, _MAP_PICTURES = 2000, 500
 

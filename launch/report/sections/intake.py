@@ -16,7 +16,7 @@ from pipeline.artifacts.clusters import Clusters
 from pipeline.artifacts.duplicates import Duplicates
 from pipeline.artifacts.samples import REJECTS, Samples
 from pipeline.artifacts.selection import SelectedRows
-from pipeline.artifacts.splits import HELD_OUT, POOL
+from pipeline.splits import HELD_OUT, POOL
 from pipeline.storage.location import Location
 
 _PER_REASON = 7

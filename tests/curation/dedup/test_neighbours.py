@@ -8,7 +8,7 @@ from curation.dedup.neighbours import Pairs, find_visits, near_pairs
 from curation.embeddings.source import ArraySource
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import build_hierarchy
-from curation.kmeans.levels import Level
+from curation.levels import Level
 from curation.sampling.draw import grouped
 
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from curation.base.device import default_device
 from curation.base.errors import ConfigError
 from curation.distance import nearest as distance
 from curation.distance.faiss_products import FaissProducts
 from curation.distance.kernels import HalfProducts
-from curation.distance.nearest import NearestCentroid, default_device, squared_distance
+from curation.distance.nearest import NearestCentroid, squared_distance
 from curation.distance.products import Coarse, FullProducts, Products
 
 DEVICE = default_device()

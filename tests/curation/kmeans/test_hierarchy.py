@@ -11,8 +11,8 @@ from curation.base.journal import Journal
 from curation.embeddings.source import ArraySource, Block
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import build_hierarchy, closest_items, hierarchical_kmeans
-from curation.kmeans.levels import ClusterHierarchy, HierarchyProgress, Level, LevelShare
 from curation.kmeans.lloyd import KMeans
+from curation.levels import ClusterHierarchy, HierarchyProgress, Level, LevelShare
 from curation.measures.balance import total_variation_from_uniform
 from curation.selectors.config import BalancedConfig
 from curation.selectors.select import select

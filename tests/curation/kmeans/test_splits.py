@@ -10,7 +10,7 @@ from curation.embeddings.source import ArraySource
 from curation.kmeans import splits
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import hierarchical_kmeans
-from curation.kmeans.levels import Level, LevelShare
+from curation.levels import Level, LevelShare
 from tests.helpers import on_ranks
 
 

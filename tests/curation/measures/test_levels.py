@@ -4,7 +4,7 @@ import pytest
 from curation.embeddings.source import ArraySource
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import build_hierarchy
-from curation.kmeans.levels import Level
+from curation.levels import Level
 from curation.measures.features import silhouette
 from curation.measures.levels import silhouettes
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from curation.embeddings.source import ArraySource
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.hierarchy import build_hierarchy
-from curation.kmeans.levels import ClusterHierarchy, Level
+from curation.levels import ClusterHierarchy, Level
 from curation.selectors.select import select
 from curation.selectors.selection import Pool
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from curation.base import rng
 from curation.base.errors import ConfigError
-from curation.kmeans.levels import ClusterHierarchy
+from curation.levels import ClusterHierarchy
 from curation.sampling import draw as sampling
 from curation.selectors.config import BalancedConfig, RandomConfig, Rs2Config, SensitivityConfig
 from curation.selectors.select import select

@@ -7,7 +7,7 @@ from curation.base.errors import ConfigError
 from curation.selectors.config import BalancedConfig, SasConfig, SelectConfig
 from launch.config.load import load_run, load_section, save_run
 from launch.config.recipes import recipes
-from pipeline.config import EmbedConfig, RunConfig
+from pipeline.rounds.config import EmbedConfig, RunConfig
 from trainers.engine.config import SgdConfig, TrainConfig
 from trainers.methods.config import ByolConfig, DinoConfig, SimclrConfig
 from trainers.models.config import TimmConfig

@@ -2,7 +2,7 @@ import pytest
 
 from curation.base.errors import ConfigError
 from launch.config.overrides import parse_overrides
-from pipeline.config import RunConfig
+from pipeline.rounds.config import RunConfig
 
 
 def test_values_are_yaml() -> None:

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from pipeline.artifacts.manifest import Manifest, Part
-from pipeline.config import RunConfig
+from pipeline.rounds.config import RunConfig
 from pipeline.rounds.graph import steps
 from pipeline.rounds.run import run_steps
 from pipeline.runtime.inline import InlineExecutor

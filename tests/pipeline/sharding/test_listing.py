@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifacts.manifest import Part
-from pipeline.artifacts.splits import HELD_OUT, POOL
 from pipeline.sharding.listing import list_partition, thin
 from pipeline.sources.config import ImagesConfig
 from pipeline.sources.folder import Folder
+from pipeline.splits import HELD_OUT, POOL
 from tests.helpers import write_images
 
 

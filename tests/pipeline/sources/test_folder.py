@@ -8,12 +8,12 @@ import pytest
 import zstandard
 
 from curation.base.errors import DataError
-from pipeline.artifacts.splits import HELD_OUT, POOL
 from pipeline.sources import folder as sources
 from pipeline.sources.config import ImagesConfig
 from pipeline.sources.folder import Folder
 from pipeline.sources.long_tail import long_tail_counts
 from pipeline.sources.source import Record
+from pipeline.splits import HELD_OUT, POOL
 from pipeline.storage.location import Location
 from tests.helpers import write_images
 

@@ -12,7 +12,7 @@ from curation.base.sections import Section, section_of
 from curation.dedup.config import DedupConfig
 from curation.kmeans.config import ClusterConfig
 from curation.labelers.config import ClustersLabelerConfig
-from pipeline.config import RunConfig
+from pipeline.rounds.config import RunConfig
 from pipeline.sources.config import DigitsConfig, ImagesConfig
 from pipeline.stages.cluster import Cluster
 from pipeline.stages.config import EmbedConfig, ShardConfig

@@ -69,7 +69,7 @@ def test_blur_is_that_of_torchvision() -> None:
 def test_factors_and_orders_are_drawn_as_torchvision_draws_them() -> None:
     config = ViewsConfig(num_local=0, jitter=0.8, brightness=0.4, hue=0.1)
     num = 5000
-    found = views.Draws.of(config, np.arange(num), stream=3).changes(config, 0, 1)
+    found = views.Draws.of(config, np.arange(num), rng_key=3).changes(config, 0, 1)
     jittered = found.order >= 0
     assert abs(jittered.mean() - 0.8) < 0.025
     assert np.bincount(found.order[jittered]).min() > 0.7 * 0.8 * num / 24
@@ -90,7 +90,7 @@ def ks(ours: np.ndarray, theirs: np.ndarray) -> float:
 def test_boxes_are_distributed_like_random_resized_crop(size: tuple[int, int]) -> None:
     config = ViewsConfig(num_local=0, global_scale=(0.2, 0.9))
     num = 4000
-    draws = views.Draws.of(config, np.arange(num), stream=5)
+    draws = views.Draws.of(config, np.arange(num), rng_key=5)
     ours = np.stack([draws.boxes(sample, *size)[0] for sample in range(num)])
     torch.manual_seed(0)
     blank = torch.empty(1, *size)
@@ -109,7 +109,7 @@ def test_how_often_each_thing_happens() -> None:
     num = 3000
     left = torch.zeros(2, num, 3, 8, 8, dtype=torch.uint8)
     left[:, :, 0, :, :4] = 255
-    out = views.colour(config, left, views.Draws.of(config, np.arange(num), stream=2), 0)
+    out = views.colour(config, left, views.Draws.of(config, np.arange(num), rng_key=2), 0)
     flipped = (out[0, :, :, 0, 0] - out[0, :, :, 0, 7]).sum(1) < 0
     assert abs(float(flipped.float().mean()) - 0.5) < 0.04
     gray = (out[0, :, 0] - out[0, :, 1]).abs().amax((1, 2)) < 1e-6
@@ -121,8 +121,8 @@ def test_how_often_each_thing_happens() -> None:
 
 def test_views_belong_to_the_sample_and_not_to_the_batch() -> None:
     config = ViewsConfig(num_local=2)
-    together = views.Draws.of(config, np.array([3, 99, 7]), stream=1).numbers
-    alone = views.Draws.of(config, np.array([99]), stream=1).numbers
+    together = views.Draws.of(config, np.array([3, 99, 7]), rng_key=1).numbers
+    alone = views.Draws.of(config, np.array([99]), rng_key=1).numbers
     assert np.array_equal(together[1], alone[0])
     assert not np.array_equal(together[1, 0], together[1, 1])
 
@@ -141,7 +141,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 def cut(config: ViewsConfig, content: bytes, sample: int = 0) -> list[torch.Tensor]:
     sizes = [config.global_size] * config.num_global + [config.local_size] * config.num_local
     crops = [np.empty((size, size, 3), dtype=np.uint8) for size in sizes]
-    assert not views.cut({0: content}, views.Draws.of(config, np.array([sample]), stream=1), {0: crops})
+    assert not views.cut({0: content}, views.Draws.of(config, np.array([sample]), rng_key=1), {0: crops})
     return [torch.from_numpy(crop.transpose(2, 0, 1)) for crop in crops]
 
 
@@ -150,7 +150,7 @@ def test_crops_are_cut_and_scaled_as_torchvision_does() -> None:
     content = encoded(smooth(90, 120))
     whole = torch.from_numpy(decode(content)).permute(2, 0, 1)
     for sample in range(5):
-        boxes = views.Draws.of(config, np.array([sample]), stream=1).boxes(0, 90, 120)
+        boxes = views.Draws.of(config, np.array([sample]), rng_key=1).boxes(0, 90, 120)
         for crop, box in zip(cut(config, content, sample), boxes.tolist(), strict=True):
             expected = reference.resized_crop(whole, *box, size=list(crop.shape[1:]), antialias=True)
             assert (crop.int() - expected.int()).abs().max() <= 1
@@ -161,7 +161,7 @@ def test_samples_are_cut_together_as_each_by_itself() -> None:
     sizes = [(90, 120), (40, 33), (700, 1200), (1, 1), (33, 200)]
     contents = {7 + number: encoded(smooth(*size)) for number, size in enumerate(sizes)}
     contents |= {3: contents[8][:90], 20: encoded(smooth(50, 70), "PNG"), 21: encoded(smooth(50, 70))[:400]}
-    draws = views.Draws.of(config, np.arange(30), stream=1)
+    draws = views.Draws.of(config, np.arange(30), rng_key=1)
 
     def crops(*samples: int) -> dict[int, list[np.ndarray]]:
         return {sample: [np.zeros((size, size, 3), np.uint8) for size in (32, 32, 16)] for sample in samples}
@@ -200,7 +200,7 @@ def test_a_large_jpeg_is_decoded_small_only_if_no_crop_wants_its_pixels(monkeypa
         content = encoded(smooth(height, width))
         whole = torch.from_numpy(decode(content)).permute(2, 0, 1)
         for sample in range(8):
-            boxes = views.Draws.of(config, np.array([sample]), stream=1).boxes(0, height, width)
+            boxes = views.Draws.of(config, np.array([sample]), rng_key=1).boxes(0, height, width)
             found = cut(config, content, sample)
             for crop, box in zip(found, boxes.tolist(), strict=True):
                 assert min(box[2:]) / reductions[-1] >= crop.shape[1] or reductions[-1] == 1

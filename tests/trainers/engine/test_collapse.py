@@ -28,7 +28,7 @@ def noise(columns: int = PROTOTYPES) -> Tensor:
 
 
 def spread(features: Tensor) -> FeatureSpread:
-    found = label_free(features.numpy(), stream=1)
+    found = label_free(features.numpy(), rng_key=1)
     return FeatureSpread(found["rankme"], found["feature_std"], *features.shape)
 
 

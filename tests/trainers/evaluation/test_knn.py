@@ -68,7 +68,7 @@ def test_a_small_bank_and_one_class_are_no_error() -> None:
 def test_collapse_shows_without_labels() -> None:
     spread, _ = blobs(300)
     collapsed = np.ones((300, 16), dtype=np.float32) + 1e-4 * spread
-    healthy, sick = (label_free(features, stream=1) for features in (spread, collapsed))
+    healthy, sick = (label_free(features, rng_key=1) for features in (spread, collapsed))
     assert healthy["rankme"] > 8 > 1.5 > sick["rankme"]
     assert healthy["uniformity"] < sick["uniformity"]
     assert healthy["feature_std"] > 10 * sick["feature_std"]

@@ -21,10 +21,10 @@ def with_ones(rows: np.ndarray) -> torch.Tensor:
 
 def test_classes_are_recognised_and_shuffled_labels_are_not() -> None:
     (bank, known), (queries, labels) = blobs(400, 0.5), blobs(200, 0.5)
-    found = probe_accuracy(bank, known, queries, labels, stream=1)
+    found = probe_accuracy(bank, known, queries, labels, rng_key=1)
     assert min(found["linear"], found["logistic"]) > 0.98
-    assert found == probe_accuracy(bank, known, queries, labels, stream=1)
-    wrong = probe_accuracy(bank, np.random.default_rng(0).permutation(known), queries, labels, stream=1)
+    assert found == probe_accuracy(bank, known, queries, labels, rng_key=1)
+    wrong = probe_accuracy(bank, np.random.default_rng(0).permutation(known), queries, labels, rng_key=1)
     assert max(wrong["linear"], wrong["logistic"]) < 0.5
 
 
@@ -43,7 +43,7 @@ def test_logistic_regressions_at_once_are_those_of_scikit_learn() -> None:
 def test_sgd_at_many_rates_is_torchs_at_each() -> None:
     bank, known = blobs(600, 1.5)
     x, y, rates = with_ones(bank), torch.from_numpy(known), [0.001, 0.1]
-    ours = fit_sgd(x, y, torch.tensor(rates), num_classes=4, stream=5)
+    ours = fit_sgd(x, y, torch.tensor(rates), num_classes=4, rng_key=5)
     for rate, weights in zip(rates, ours, strict=True):
         layer = torch.zeros(4, 13, requires_grad=True)
         optimizer = torch.optim.SGD([layer], lr=rate, momentum=0.9)
@@ -61,7 +61,7 @@ def test_noise_is_regularised_away() -> None:
     draws = np.random.default_rng(0)
     noise = draws.standard_normal((600, 100)).astype(np.float32)
     labels = (draws.random(600) < 0.3).astype(np.int64)
-    found = probe_accuracy(noise[:300], labels[:300], noise[300:], labels[300:], stream=1)
+    found = probe_accuracy(noise[:300], labels[:300], noise[300:], labels[300:], rng_key=1)
     assert found["logistic_c"] <= 1e-3
     assert found["logistic"] == pytest.approx((labels[300:] == 0).mean(), abs=0.02)
 
@@ -72,7 +72,7 @@ def test_a_fine_difference_gets_the_rate_and_the_freedom_it_takes() -> None:
     common = 20 * draws.standard_normal(3000)  # in both columns; only their difference tells the classes apart
     rows = np.stack([labels + common, common], axis=1) + 0.1 * draws.standard_normal((3000, 2))
     rows = rows.astype(np.float32)
-    found = probe_accuracy(rows[:2000], labels[:2000], rows[2000:], labels[2000:], stream=1)
+    found = probe_accuracy(rows[:2000], labels[:2000], rows[2000:], labels[2000:], rng_key=1)
     assert found["linear_rate"] == 1
     assert found["linear"] > 0.95
     assert found["logistic_c"] >= 1
@@ -81,8 +81,8 @@ def test_a_fine_difference_gets_the_rate_and_the_freedom_it_takes() -> None:
 
 def test_queries_decide_on_nothing() -> None:
     (bank, known), (queries, labels) = blobs(300, 1.5), blobs(200, 1.5)
-    honest = probe_accuracy(bank, known, queries, labels, stream=1)
-    other = probe_accuracy(bank, known, queries[::-1].copy() * 5, (labels + 1) % 4, stream=1)
+    honest = probe_accuracy(bank, known, queries, labels, rng_key=1)
+    other = probe_accuracy(bank, known, queries[::-1].copy() * 5, (labels + 1) % 4, rng_key=1)
     assert [honest[name] for name in ("linear_rate", "logistic_c")] == [other[name] for name in ("linear_rate", "logistic_c")]
     assert honest["linear"] > other["linear"]
 
@@ -90,5 +90,5 @@ def test_queries_decide_on_nothing() -> None:
 @pytest.mark.parametrize("num", [1, 2, 3])
 def test_a_tiny_bank_of_one_class_recognises_that_class_only(num: int) -> None:
     rows, _ = blobs(4, 0.5)
-    found = probe_accuracy(rows[:num], np.full(num, 7), rows, np.array([7, 3, 7, 9]), stream=1)
+    found = probe_accuracy(rows[:num], np.full(num, 7), rows, np.array([7, 3, 7, 9]), rng_key=1)
     assert found["linear"] == found["logistic"] == 0.5

@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("ratio", [(0.1, 0.5), (0.9, 0.95), (0.01, 0.02)])
 def test_hidden_patches_are_as_many_as_drawn_and_in_the_order_of_samples(ratio: tuple[float, float]) -> None:
-    mask = block_mask(np.arange(40), (14, 14), probability=0.5, ratio=ratio, stream=3, device=CPU)
+    mask = block_mask(np.arange(40), (14, 14), probability=0.5, ratio=ratio, rng_key=3, device=CPU)
     counts = mask.hidden.sum(1)
     masked = counts[counts > 0] / 196
     assert 20 <= len(masked) <= 60
