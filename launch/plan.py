@@ -1,11 +1,12 @@
 """What a run would cost: read from the configuration and from what lies in the run directory. Runs nothing."""
 
-import time
+import os
 from pathlib import Path
 
 from curation.embeddings.files import EmbeddingFiles
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.cost import costs, suggested
+from launch.matmul_rate import matmul_rate
 from launch.tables import show as show_table
 from launch.tables import table
 from pipeline.config import RunConfig
@@ -22,7 +23,8 @@ _EFFICIENCY = {"cpu": 0.25, "cuda": 0.3}
 def show(config: RunConfig) -> None:
     """Print the plan of a run: one line a step."""
     record = RunRecord.read(config.run_dir, config)
-    rate, device, cores = _matmul_rate()
+    rate = matmul_rate()
+    decodes_per_second = _DECODES_PER_SECOND * (os.cpu_count() or 1)
     seconds_of = {type(step.step.stage): step.seconds for step in record.steps if step.step and step.seconds is not None}
     headings = {"step": "left", "state": "left"} | dict.fromkeys(("rows", "parts", "bytes", "FLOPs", "time"), "right")
     lines, total = table(f"Plan of {config.run_dir}", headings), 0.0
@@ -30,7 +32,7 @@ def show(config: RunConfig) -> None:
     for step in record.steps:
         assert step.step is not None
         cost, state = estimates[step.name], step.state_in(config.run_dir)
-        seconds = _SECONDS_PER_STAGE + cost.flops / (rate * _EFFICIENCY[device]) + cost.decodes / _DECODES_PER_SECOND / cores
+        seconds = _SECONDS_PER_STAGE + cost.flops / (rate.flops * _EFFICIENCY[rate.device]) + cost.decodes / decodes_per_second
         seconds = seconds_of.get(type(step.step.stage), seconds)
         total += 0 if state == "finished" else seconds
         shown = "" if state == "finished" else f"~{duration(seconds)}"
@@ -39,8 +41,8 @@ def show(config: RunConfig) -> None:
     show_table(
         lines,
         f"Pool of {first.rows:,} samples and {first.held_out:,} held out; {len(config.rounds)} rounds. "
-        f"About {duration(total)} left, by a matmul rate of {rate / 1e9:,.0f} GFLOP/s on {cores} "
-        f"{'cores' if device == 'cpu' else 'GPUs'}: an order of magnitude, better once a round is done.",
+        f"About {duration(total)} left, by a matmul rate of {rate.flops / 1e9:,.0f} GFLOP/s, {rate.origin}: "
+        "an order of magnitude, better once a round is done.",
     )
 
 
@@ -71,20 +73,20 @@ def show_clustering(embeddings: Path) -> None:
 
 def show_levels(config: ClusterConfig, num_rows: int, dim: int, title: str) -> None:
     """Print a line for each level of a clustering: its size, its cost, and the memory it wants."""
-    rate, device, count = _matmul_rate()
+    rate = matmul_rate()
     lines = table(
         title,
         dict.fromkeys(("level", "items", "clusters", "a cluster", "resampled", "FLOPs", "time", "memory a worker"), "right"),
     )
-    for number, level in enumerate(costs(config, num_rows, dim, resident=device == "cuda"), start=1):
+    for number, level in enumerate(costs(config, num_rows, dim, resident=rate.device == "cuda"), start=1):
         share = level.num_items / level.num_clusters
-        seconds = level.flops / (rate * _EFFICIENCY[device])
+        seconds = level.flops / (rate.flops * _EFFICIENCY[rate.device])
         numbers = (f"{level.num_items:,}", f"{level.num_clusters:,}", f"{share:.3g}", f"{level.num_resampled:,}")
         lines.add_row(f"{number}", *numbers, _si(level.flops), f"< {duration(seconds)}", size(level.num_bytes))
     show_table(
         lines,
-        f"Times are for {count} {'GPUs' if device == 'cuda' else 'cores'} like these if every k-means ran to the end; most "
-        "stop far earlier.",
+        f"Times are for a matmul rate of {rate.flops / 1e9:,.0f} GFLOP/s, {rate.origin}, if every k-means ran to the end; "
+        "most stop far earlier.",
     )
 
 
@@ -94,23 +96,3 @@ def _si(number: float) -> str:
             return f"{number:.3g}{unit}" if number else ""
         number /= 1000
     raise AssertionError
-
-
-def _matmul_rate() -> tuple[float, str, int]:
-    """Measured matmul FLOP/s of this machine with all it has, the device, and how many cores or GPUs that is."""
-    import os
-
-    import torch
-
-    if torch.cuda.is_available():
-        device, side, dtype, count = "cuda", 8192, torch.bfloat16, torch.cuda.device_count()
-    else:
-        device, side, dtype, count = "cpu", 1024, torch.float32, os.cpu_count() or 1
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    (a @ a).sum().item()
-    began, runs = time.perf_counter(), 0
-    while time.perf_counter() - began < 0.2:
-        (a @ a).sum().item()
-        runs += 1
-    rate = runs * 2 * side**3 / (time.perf_counter() - began)
-    return rate * (count if device == "cuda" else 1), device, count
