@@ -40,7 +40,7 @@ def timm_backbone(case: Case) -> nn.Module:
 
 
 def bf16(device: torch.device) -> AbstractContextManager[object]:
-    """Of a step on a GPU; on the CPU nothing."""
+    """The context of a step: bfloat16 on a GPU, nothing on the CPU."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
@@ -62,7 +62,7 @@ class DinoNetwork(nn.Module):
 
 
 def dino_loss(student: Tensor, teacher: Tensor, center: Tensor, num_crops: int) -> Tensor:
-    """Of scores (V B, K) and (2 B, K), the mean over all pairs of different crops."""
+    """The loss of scores (V B, K) and (2 B, K): the mean over all pairs of different crops."""
     told = F.softmax((teacher.float() - center) / 0.04, dim=-1).chunk(2)
     seen = F.log_softmax(student.float() / 0.1, dim=-1).chunk(num_crops)
     pairs = [-(told[g] * seen[v]).sum(-1).mean() for g in range(2) for v in range(num_crops) if v != g]

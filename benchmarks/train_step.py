@@ -68,7 +68,7 @@ def synthetic(case: Case, device: torch.device, seed: int) -> list[torch.Tensor]
 
 
 def engine_of(case: Case, device: torch.device, seed: int, num_samples: int) -> Engine:
-    """Ours, as `trainers.engine.train` makes it."""
+    """The engine of windrow, as `trainers.engine.train` makes it."""
     config = TrainConfig(method=case.method, encoder=case.encoder, views=case.views, global_batch_size=case.batch)
     engine = Engine(config, num_samples, seed=seed, device=device)
     engine.method.train()
@@ -76,7 +76,7 @@ def engine_of(case: Case, device: torch.device, seed: int, num_samples: int) -> 
 
 
 def clocks() -> Iterator[Clock]:
-    """Of one step after the other."""
+    """The clock of each step, one after another."""
     return (Clock(step, 100 * STEPS_PER_EPOCH, STEPS_PER_EPOCH) for step in itertools.count(FIRST_STEP))
 
 

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 110
-"""Of what is not a terminal."""
+"""Characters a line where the output is not a terminal."""
 
 
 def table(title: str, headings: dict[str, str]) -> Table:

@@ -1,6 +1,7 @@
 """The rules of the house that a machine can read."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,3 +135,10 @@ def test_everything_public_says_what_it_is() -> None:
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+def test_files_that_the_documents_name_are_there() -> None:
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        text = document.read_text()
+        for name in re.findall(r"`((?:curation|trainers|pipeline|launch|configs|tests|benchmarks|docs)/[\w./-]*)`", text):
+            assert (ROOT / name).exists(), f"{document.name}: {name}"

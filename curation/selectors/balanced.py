@@ -47,7 +47,7 @@ def _tickets(config: BalancedConfig, pool: Pool, rng_key: int) -> Tickets:
 
 
 def _sizes(hierarchy: ClusterHierarchy, available: np.ndarray | None) -> list[np.ndarray]:
-    """For each level (K,) int64: the number of available rows under each cluster."""
+    """(K,) int64 for each level: the number of available rows under each cluster."""
     if available is None:
         return [level.sizes for level in hierarchy.levels]
     sizes = [sizes_of(hierarchy.levels[0], available)]

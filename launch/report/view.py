@@ -132,7 +132,7 @@ class View:
         return is_selected
 
     def selected_sizes(self, hierarchy: ClusterHierarchy, is_selected: np.ndarray) -> list[np.ndarray]:
-        """For each level (K,) int64: how many of the selected rows, `is_selected` (N,), lie in each cluster."""
+        """(K,) int64 for each level: how many of the selected rows, `is_selected` (N,), lie in each cluster."""
         first = hierarchy.levels[0]
         sizes = [np.zeros(first.num_clusters, dtype=np.int64)]
         for start in range(0, len(is_selected), _BLOCK_ROWS):

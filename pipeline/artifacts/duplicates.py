@@ -43,7 +43,7 @@ class Duplicates(Artifact):
         return pq.read_table(self.path(DUPLICATES))
 
     def least_alike(self, num: int) -> pa.Table:
-        """For each reason the `num` dropped rows that are least like the row kept for them.
+        """The `num` dropped rows of each reason that are least like the row kept for them.
 
         Those are the pairs of the least similarity, then, of pairs that only signatures show, those of the most bits. Columns:
         those of the dropped rows, and `held_out`, `similarity` and `bits` of the pair. Streams the pairs.

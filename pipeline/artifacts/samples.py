@@ -110,9 +110,9 @@ class Samples(Artifact):
             if number >= 0:
                 table = pq.read_table(verified(self.directory, parts[number]), columns=list({"row_id", *columns}))
                 start = np.searchsorted(ascending, first[number])
-                ids, wanted = table["row_id"].to_numpy(), ascending[start : start + num]
-                place = np.searchsorted(ids, wanted)
-                place = place[ids[np.minimum(place, len(ids) - 1)] == wanted]
+                ids, group = table["row_id"].to_numpy(), ascending[start : start + num]
+                place = np.searchsorted(ids, group)
+                place = place[ids[np.minimum(place, len(ids) - 1)] == group]
                 tables.append(table.take(place).select(columns))
         table = pa.concat_tables(tables)
         if table.num_rows < len(row_ids):

@@ -18,7 +18,7 @@ from pipeline.modalities.modality import SIGNATURE, open_modality
 
 
 def visits_part(index: int, first: int, num: int, joined: JoinedRows, config: DedupConfig, scratch: Path) -> list[Part]:
-    """Which other clusters the `num` rows from `first` on must be compared with."""
+    """Find the other clusters that the `num` rows from `first` on must be compared with."""
     from curation.dedup.neighbours import find_visits
 
     rows, assignment = joined.source().share(index, joined.num_parts), joined.array("assignment")

@@ -14,7 +14,7 @@ from trainers.data.decoding import SUFFIXES, decode, is_jpeg
 
 __all__ = ["SUFFIXES", "Images"]
 _FLAT = 2.0
-"""Of 255: the standard deviation below which an image shows nothing."""
+"""Standard deviation of grey values, of 255, below which an image shows nothing."""
 _HASH_SIDE = 32
 
 

@@ -27,11 +27,11 @@ class StepRecord:
 
     name: str
     kind: str
-    """Of the artifact that it makes."""
+    """Kind of the artifact that it makes."""
     round: int | None
     is_begun: bool
     manifest: Manifest | None
-    """Of a finished step."""
+    """The manifest of a finished step."""
     seconds: float | None
     step: Step | None
     """The step, where the configuration can be read."""

@@ -79,7 +79,7 @@ class Meter:
 
 
 def duration(seconds: float) -> str:
-    """For people: 4 s, 3 min 20 s, 5 h 12 min."""
+    """A time as text: 4.0 s, 3 min 20 s, 5 h 12 min."""
     if seconds == float("inf"):
         return "unknown time"
     if seconds < 10:
@@ -92,7 +92,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """For people: 512 B, 3.1 MB, 2.0 TB."""
+    """A number of bytes as text: 512 B, 3.1 MB, 2.0 TB."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

@@ -105,7 +105,7 @@ class _Rank:
     """One process of a torch process group."""
 
     def node(self) -> str:
-        """Which machine of the cluster this is on."""
+        """The id of the machine that this is on."""
         import ray
 
         node: str = ray.get_runtime_context().get_node_id()

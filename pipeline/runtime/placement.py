@@ -49,7 +49,7 @@ class GangPlacement:
     ranks_per_bundle: int
     strategy: str
     num_cpus: float
-    """Of one rank."""
+    """CPU cores of one rank."""
     num_gpus: int
     num_bytes: int
 

@@ -39,8 +39,8 @@ SELECT best.ordinal, kept, source.key AS kept_source
 FROM best JOIN (SELECT ordinal, key FROM read_parquet($probes)) AS source ON source.ordinal = kept
 WHERE best.ordinal <> kept ORDER BY best.ordinal
 """
-"""Of equal files the held-out one is kept, so that none of them is trained on; otherwise the first. An example of what to look
-for takes nothing away from the pool."""
+"""The duplicates among usable samples. Of equal files the held-out one is kept, so that none of them is trained on; otherwise
+the first. An example of what to look for takes nothing away from the pool."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Plan:
     FILE: ClassVar[str] = "plan.json"
 
     groups: list[tuple[str, int]]
-    """For each shard the file and the row group that list its samples."""
+    """The file and the row group that list the samples of each shard."""
     num_rows: list[int]
     """Samples of each shard."""
     rejected: dict[str, int]

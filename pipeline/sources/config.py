@@ -16,8 +16,8 @@ class ImagesConfig(Config):
     """Top-level folders named train and test (or val) become splits; the folder an image lies in becomes its label,
     which only evaluation reads."""
     long_tail: float = Field(default=1, ge=1)
-    """For experiments: thin the classes of the training split out by Zipf's law until the first has so many times more
-    images than the last. 1 keeps everything."""
+    """Thin the classes of the training split out by Zipf's law until the first has so many times more
+    images than the last: for experiments. 1 keeps everything."""
 
 
 class DigitsConfig(Config):

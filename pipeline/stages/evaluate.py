@@ -82,13 +82,13 @@ def evaluate_encoder(
     from trainers.models.encoders import Encoder
 
     device, opened = default_device(), Samples.open(samples)
-    asked = evaluation_set(config, seed, opened)
-    rows = np.arange(len(asked.samples))
-    features = embed(Encoder.load(encoder_directory), asked.samples, rows, batch_size=config.batch_size, device=device)
-    scores: dict[str, Any] = {"dim": features.shape[1], **asked.scores(features, device)}
-    if asked.is_labelled:
-        scores |= probe_accuracy(*asked.classified(features), stream=rng.key(seed, "probe"), device=device)
-    if selection is not None and len(asked.bank):
+    evaluated = evaluation_set(config, seed, opened)
+    rows = np.arange(len(evaluated.samples))
+    features = embed(Encoder.load(encoder_directory), evaluated.samples, rows, batch_size=config.batch_size, device=device)
+    scores: dict[str, Any] = {"dim": features.shape[1], **evaluated.scores(features, device)}
+    if evaluated.is_labelled:
+        scores |= probe_accuracy(*evaluated.classified(features), stream=rng.key(seed, "probe"), device=device)
+    if selection is not None and len(evaluated.bank):
         opened_labels = PseudoLabels.open(labels) if labels else None
         scores |= _by_class(opened, SelectedRows.open(selection), opened_labels, rng.key(seed, "agreement"))
     write_atomic(out / EVALUATION, json.dumps(scores, indent=1) + "\n")

@@ -33,7 +33,7 @@ from pipeline.stages.stage import Estimate, Stage, StageContext, StageOutput
 
 _PROBE_ROWS = 2000
 _MAX_PROBES = 10_000
-"""Of larger sources more than so many rows are probed together."""
+"""Maximum number of probes; for larger sources each takes more rows."""
 
 
 @dataclass(frozen=True)

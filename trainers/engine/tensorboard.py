@@ -27,7 +27,7 @@ class TensorBoard:
         self._directory = directory
         self._file: io.BufferedWriter | None = None
         self._read: dict[str, tuple[int, int]] = {}
-        """For each file of lines its inode, and the number of its bytes that are written as events."""
+        """Inode of each file of lines, and the number of its bytes that are written as events."""
 
     def update(self) -> None:
         """Write the lines that were added since the last call."""

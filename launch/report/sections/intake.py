@@ -95,7 +95,7 @@ def selections(view: View) -> list[dict[str, Any]]:
 
 
 def rejects(view: View) -> list[dict[str, Any]]:
-    """For each reason some of the files set aside, with pictures where they can be decoded."""
+    """Some of the files set aside for each reason, with pictures where they can be decoded."""
     if view.samples is None:
         return []
     examples = view.samples.reject_examples(_PER_REASON).to_pylist()
@@ -131,7 +131,7 @@ def _content(row: dict[str, Any]) -> bytes:
 
 
 def near_duplicates(view: View) -> list[dict[str, Any]]:
-    """For each reason the pairs of the last round that are least alike: if these are right, so are the others."""
+    """The pairs of the last round that are least alike, by reason: if these are right, so are the others."""
     rounds = view.rounds(Duplicates)
     if not rounds:
         return []

@@ -61,7 +61,7 @@ def _about_selection(view: View) -> list[str]:
 
 
 def _evenness(view: View, number: int) -> list[Evenness]:
-    """Of the classes, where they are known, and of the clusters of each level."""
+    """Unevenness of the classes, where they are known, and of the clusters of each level."""
     classes = view.class_evenness(number)
     return [*([classes] if classes else []), *view.cluster_evenness(number)]
 
