@@ -1,6 +1,7 @@
 """What a run would cost: read from the configuration and from what lies in the run directory. Runs nothing."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from curation.embeddings.files import EmbeddingFiles
@@ -10,7 +11,7 @@ from launch.matmul_rate import matmul_rate
 from launch.tables import show as show_table
 from launch.tables import table
 from pipeline.config import RunConfig
-from pipeline.rounds.record import RunRecord, StepRecord
+from pipeline.rounds.record import RunRecord
 from pipeline.runtime.console import duration, size
 from pipeline.stages.stage import Estimate
 
@@ -25,15 +26,20 @@ def show(config: RunConfig) -> None:
     record = RunRecord.read(config.run_dir, config)
     rate = matmul_rate()
     decodes_per_second = _DECODES_PER_SECOND * (os.cpu_count() or 1)
-    seconds_of = {type(step.step.stage): step.seconds for step in record.steps if step.step and step.seconds is not None}
+    states = {step.name: step.state_in(record.directory) for step in record.steps}
+    measured = {  # a stage takes about as long in each round
+        type(step.step.stage): step.seconds
+        for step in record.steps
+        if step.step and step.seconds is not None and states[step.name] == "finished"
+    }
     headings = {"step": "left", "state": "left"} | dict.fromkeys(("rows", "parts", "bytes", "FLOPs", "time"), "right")
     lines, total = table(f"Plan of {config.run_dir}", headings), 0.0
-    estimates = estimate(record)
+    estimates = estimate(record, states)
     for step in record.steps:
         assert step.step is not None
-        cost, state = estimates[step.name], step.state_in(config.run_dir)
+        cost, state = estimates[step.name], states[step.name]
         seconds = _SECONDS_PER_STAGE + cost.flops / (rate.flops * _EFFICIENCY[rate.device]) + cost.decodes / decodes_per_second
-        seconds = seconds_of.get(type(step.step.stage), seconds)
+        seconds = measured.get(type(step.step.stage), seconds)
         total += 0 if state == "finished" else seconds
         shown = "" if state == "finished" else f"~{duration(seconds)}"
         lines.add_row(step.name, state, f"{cost.rows:,}", f"{cost.parts:,}", size(cost.num_bytes), _si(cost.flops), shown)
@@ -46,20 +52,20 @@ def show(config: RunConfig) -> None:
     )
 
 
-def estimate(record: RunRecord) -> dict[str, Estimate]:
-    """The estimate of each step by name, from those of the steps it reads; what is finished has counted itself."""
+def estimate(record: RunRecord, states: Mapping[str, str]) -> dict[str, Estimate]:
+    """The estimate of each step by name, from those of the steps it reads; that of a finished step is by its own counts.
+
+    `states` holds the state of each step by name.
+    """
     estimates: dict[str, Estimate] = {}
     for step in record.steps:
         assert step.step is not None
-        inputs = {role: estimates[parent.name] for role, parent in step.step.inputs.items()}
-        estimates[step.name] = _estimate(step, inputs)
+        stage, inputs = step.step.stage, {role: estimates[parent.name] for role, parent in step.step.inputs.items()}
+        if step.manifest and states[step.name] == "finished":
+            estimates[step.name] = stage.measured(step.manifest, inputs)
+        else:
+            estimates[step.name] = stage.estimate(inputs)
     return estimates
-
-
-def _estimate(record: StepRecord, inputs: dict[str, Estimate]) -> Estimate:
-    assert record.step is not None
-    stage = record.step.stage
-    return stage.measured(record.manifest, inputs) if record.manifest else stage.estimate(inputs)
 
 
 def show_clustering(embeddings: Path) -> None:

@@ -79,7 +79,7 @@ def test_finished_steps_have_counted_themselves(planned: RunConfig, capsys: pyte
     record = RunRecord.read(planned.run_dir, planned)
     samples = record.steps[0].manifest
     assert samples is not None
-    estimates = estimate(record)
+    estimates = estimate(record, {step.name: step.state for step in record.steps})
     assert estimates["samples"].rows == samples.statistics["pool"] == 18
     assert estimates["round-0/embed"].rows == 18
     assert estimates["round-1/embed"].dim == planned.train.encoder.dim  # type: ignore[union-attr]
@@ -91,10 +91,17 @@ def test_finished_steps_have_counted_themselves(planned: RunConfig, capsys: pyte
     assert "Pool of 18 samples and 6 held out; 2 rounds." in output
 
 
-def test_a_stage_takes_as_long_as_in_an_earlier_round(planned: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_takes_as_long_as_in_an_earlier_round(
+    planned: RunConfig, executor: InlineExecutor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(planned, executor, [f"round-0/{stage}" for stage in ("embed", "cluster", "label")])
     with (planned.run_dir / EVENTS).open("a") as file:
         print(json.dumps({"stage": "round-0/label", "seconds": 7200.0}), file=file)
     show(planned)
     shown = lines(capsys.readouterr().out)
     assert "~2 h 00 min" in shown["round-1/label"]
     assert "~2 h 00 min" not in shown["round-1/select"]
+    show(planned.model_copy(update={"seed": 1}))  # other clusters, whose labels are not finished
+    shown = lines(capsys.readouterr().out)
+    assert "made differently" in shown["round-0/label"]
+    assert "~2 h 00 min" not in shown["round-1/label"]
