@@ -23,7 +23,7 @@ import torch
 import train_peers
 from train_cases import CASES, Case
 
-from launch.plan import encoder_cost
+from pipeline.stages.costs import encoder_cost
 from trainers.data.loader import Loader
 from trainers.engine.config import TrainConfig
 from trainers.engine.step import Engine

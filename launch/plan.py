@@ -1,15 +1,17 @@
 """What a run would cost: read from the configuration and from what lies in the run directory. Runs nothing."""
 
-import time
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from curation.embeddings.files import EmbeddingFiles
 from curation.kmeans.config import ClusterConfig
 from curation.kmeans.cost import costs, suggested
+from launch.matmul_rate import matmul_rate
 from launch.tables import show as show_table
 from launch.tables import table
 from pipeline.rounds.config import RunConfig
-from pipeline.rounds.record import RunRecord, StepRecord
+from pipeline.rounds.record import RunRecord
 from pipeline.runtime.console import duration, size
 from pipeline.stages.stage import Estimate
 
@@ -22,16 +24,22 @@ _EFFICIENCY = {"cpu": 0.25, "cuda": 0.3}
 def show(config: RunConfig) -> None:
     """Print the plan of a run: one line a step."""
     record = RunRecord.read(config.run_dir, config)
-    rate, device, cores = _matmul_rate()
-    seconds_of = {type(step.step.stage): step.seconds for step in record.steps if step.step and step.seconds is not None}
+    rate = matmul_rate()
+    decodes_per_second = _DECODES_PER_SECOND * (os.cpu_count() or 1)
+    states = {step.name: step.state_in(record.directory) for step in record.steps}
+    measured = {  # a stage takes about as long in each round
+        type(step.step.stage): step.seconds
+        for step in record.steps
+        if step.step and step.seconds is not None and states[step.name] == "finished"
+    }
     headings = {"step": "left", "state": "left"} | dict.fromkeys(("rows", "parts", "bytes", "FLOPs", "time"), "right")
     lines, total = table(f"Plan of {config.run_dir}", headings), 0.0
-    estimates = estimate(record)
+    estimates = estimate(record, states)
     for step in record.steps:
         assert step.step is not None
-        cost, state = estimates[step.name], step.state_in(config.run_dir)
-        seconds = _SECONDS_PER_STAGE + cost.flops / (rate * _EFFICIENCY[device]) + cost.decodes / _DECODES_PER_SECOND / cores
-        seconds = seconds_of.get(type(step.step.stage), seconds)
+        cost, state = estimates[step.name], states[step.name]
+        seconds = _SECONDS_PER_STAGE + cost.flops / (rate.flops * _EFFICIENCY[rate.device]) + cost.decodes / decodes_per_second
+        seconds = measured.get(type(step.step.stage), seconds)
         total += 0 if state == "finished" else seconds
         shown = "" if state == "finished" else f"~{duration(seconds)}"
         lines.add_row(step.name, state, f"{cost.rows:,}", f"{cost.parts:,}", size(cost.num_bytes), _si(cost.flops), shown)
@@ -39,25 +47,25 @@ def show(config: RunConfig) -> None:
     show_table(
         lines,
         f"Pool of {first.rows:,} samples and {first.held_out:,} held out; {len(config.rounds)} rounds. "
-        f"About {duration(total)} left, by a matmul rate of {rate / 1e9:,.0f} GFLOP/s on {cores} "
-        f"{'cores' if device == 'cpu' else 'GPUs'}: an order of magnitude, better once a round is done.",
+        f"About {duration(total)} left, by a matmul rate of {rate.flops / 1e9:,.0f} GFLOP/s, {rate.origin}: "
+        "an order of magnitude, better once a round is done.",
     )
 
 
-def estimate(record: RunRecord) -> dict[str, Estimate]:
-    """The estimate of each step by name, from those of the steps it reads; what is finished has counted itself."""
+def estimate(record: RunRecord, states: Mapping[str, str]) -> dict[str, Estimate]:
+    """The estimate of each step by name, from those of the steps it reads; that of a finished step is by its own counts.
+
+    `states` holds the state of each step by name.
+    """
     estimates: dict[str, Estimate] = {}
     for step in record.steps:
         assert step.step is not None
-        inputs = {role: estimates[parent.name] for role, parent in step.step.inputs.items()}
-        estimates[step.name] = _estimate(step, inputs)
+        stage, inputs = step.step.stage, {role: estimates[parent.name] for role, parent in step.step.inputs.items()}
+        if step.manifest and states[step.name] == "finished":
+            estimates[step.name] = stage.measured(step.manifest, inputs)
+        else:
+            estimates[step.name] = stage.estimate(inputs)
     return estimates
-
-
-def _estimate(record: StepRecord, inputs: dict[str, Estimate]) -> Estimate:
-    assert record.step is not None
-    stage = record.step.stage
-    return stage.measured(record.manifest, inputs) if record.manifest else stage.estimate(inputs)
 
 
 def show_clustering(embeddings: Path) -> None:
@@ -71,20 +79,20 @@ def show_clustering(embeddings: Path) -> None:
 
 def show_levels(config: ClusterConfig, num_rows: int, dim: int, title: str) -> None:
     """Print a line for each level of a clustering: its size, its cost, and the memory it wants."""
-    rate, device, count = _matmul_rate()
+    rate = matmul_rate()
     lines = table(
         title,
         dict.fromkeys(("level", "items", "clusters", "a cluster", "resampled", "FLOPs", "time", "memory a worker"), "right"),
     )
-    for number, level in enumerate(costs(config, num_rows, dim, resident=device == "cuda"), start=1):
+    for number, level in enumerate(costs(config, num_rows, dim, resident=rate.device == "cuda"), start=1):
         share = level.num_items / level.num_clusters
-        seconds = level.flops / (rate * _EFFICIENCY[device])
+        seconds = level.flops / (rate.flops * _EFFICIENCY[rate.device])
         numbers = (f"{level.num_items:,}", f"{level.num_clusters:,}", f"{share:.3g}", f"{level.num_resampled:,}")
         lines.add_row(f"{number}", *numbers, _si(level.flops), f"< {duration(seconds)}", size(level.num_bytes))
     show_table(
         lines,
-        f"Times are for {count} {'GPUs' if device == 'cuda' else 'cores'} like these if every k-means ran to the end; most "
-        "stop far earlier.",
+        f"Times are for a matmul rate of {rate.flops / 1e9:,.0f} GFLOP/s, {rate.origin}, if every k-means ran to the end; "
+        "most stop far earlier.",
     )
 
 
@@ -94,23 +102,3 @@ def _si(number: float) -> str:
             return f"{number:.3g}{unit}" if number else ""
         number /= 1000
     raise AssertionError
-
-
-def _matmul_rate() -> tuple[float, str, int]:
-    """Measured matmul FLOP/s of this machine with all it has, the device, and how many cores or GPUs that is."""
-    import os
-
-    import torch
-
-    if torch.cuda.is_available():
-        device, side, dtype, count = "cuda", 8192, torch.bfloat16, torch.cuda.device_count()
-    else:
-        device, side, dtype, count = "cpu", 1024, torch.float32, os.cpu_count() or 1
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    (a @ a).sum().item()
-    began, runs = time.perf_counter(), 0
-    while time.perf_counter() - began < 0.2:
-        (a @ a).sum().item()
-        runs += 1
-    rate = runs * 2 * side**3 / (time.perf_counter() - began)
-    return rate * (count if device == "cuda" else 1), device, count

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.base.files import atomic_path
@@ -49,6 +48,8 @@ class Duplicates(Artifact):
         Those are the pairs of the least similarity, then, of pairs that only signatures show, those of the most bits. Columns:
         those of the dropped rows, and `held_out`, `similarity` and `bits` of the pair. Streams the pairs.
         """
+        import pyarrow.compute as pc
+
         dropped = self.dropped().combine_chunks()
         schema = pa.schema([*DROPPED_SCHEMA, *(EDGES_SCHEMA.field(name) for name in _OF_A_PAIR)])
         pairs = schema.empty_table()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.base.errors import DataError
@@ -143,6 +142,8 @@ class Samples(Artifact):
 
     def reject_examples(self, num: int) -> pa.Table:
         """The first `num` of what was set aside for each reason. Other columns than the reason are read only for these."""
+        import pyarrow.compute as pc
+
         file = pq.ParquetFile(self.path(REJECTS))
         examples, missing = [REJECTS_SCHEMA.empty_table()], dict.fromkeys(self.statistics["rejected"], num)
         for group in range(file.num_row_groups):

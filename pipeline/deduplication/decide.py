@@ -11,9 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.base import rng
-from curation.dedup.components import components
 from curation.dedup.config import DedupConfig
-from curation.dedup.rules import drop, leaks
 from pipeline.artifacts.duplicates import DROPPED_SCHEMA, write_dropped
 from pipeline.artifacts.files import Scores
 from pipeline.artifacts.manifest import Part
@@ -61,8 +59,10 @@ def decide(
     `recall` is the share of all pairs of some random rows that the edges tell of. If there are more edges than fit in memory
     they are looked at component by component, so many at a time as fit.
     """
+    from curation.dedup.components import components
     from curation.dedup.neighbours import Pairs
     from curation.dedup.recall import brute_force, covered
+    from curation.dedup.rules import drop, leaks
 
     edges, row_id, priority = Edges(files, joined), joined.array("row_id"), _priority(joined, config, samples, scores)
     num_groups = max(1, -(-len(edges) // _EDGES_HELD))

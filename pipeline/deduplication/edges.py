@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.base.files import atomic_path, write_atomic
@@ -41,6 +40,8 @@ def missed_visits(scratch: Path) -> int:
 
 def edges_part(index: int, low: int, high: int, joined: JoinedRows, radius: float, scratch: Path, out: Path) -> list[Part]:
     """All pairs found in one range of clusters, but for those among held-out rows."""
+    import pyarrow.compute as pc
+
     from curation.dedup.neighbours import Visits, near_pairs
 
     cluster = pc.field("cluster")
@@ -62,6 +63,8 @@ def edges_part(index: int, low: int, high: int, joined: JoinedRows, radius: floa
 
 def signature_edges(joined: JoinedRows, samples: Path, max_distance: int, out: Path) -> list[Part]:
     """Pairs whose signatures differ by at most `max_distance`."""
+    import pyarrow.compute as pc
+
     opened, row_id, num_pool = Samples.open(samples), joined.array("row_id"), joined.num_pool
     signatures, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for split, row_ids, first in ((POOL, row_id[:num_pool], 0), (HELD_OUT, row_id[num_pool:], num_pool)):
@@ -77,6 +80,8 @@ def signature_edges(joined: JoinedRows, samples: Path, max_distance: int, out: P
 
 def filter_earlier_edges(earlier: Path, config: DedupConfig, out: Path) -> list[Part]:
     """The pairs of an earlier deduplication that are near enough for stricter settings."""
+    import pyarrow.compute as pc
+
     near = pc.field("similarity") >= config.similarity
     keep = near if config.hash_bits is None else near | (pc.field("bits") <= config.hash_bits)
     tables = (pq.read_table(path, filters=keep) for path in Duplicates.open(earlier).edges())

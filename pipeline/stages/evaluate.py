@@ -10,7 +10,6 @@ import numpy as np
 
 from curation.base import rng
 from curation.base.files import write_atomic
-from curation.measures.agreement import ami, ari, contingency, nmi
 from curation.measures.balance import total_variation_from_uniform
 from pipeline.artifacts.evaluation import EVALUATION, Evaluation
 from pipeline.artifacts.labels import PseudoLabels
@@ -99,6 +98,8 @@ def evaluate_encoder(
 def _by_class(samples: Samples, selection: SelectedRows, labels: PseudoLabels | None, rng_key: int) -> dict[str, Any]:
     """Histograms of the classes of the labelled pool and of what was selected of it; and how well each label column agrees with
     the classes."""
+    from curation.measures.agreement import ami, ari, contingency, nmi
+
     classes, row_ids, number = _classes(samples)
     selected = np.zeros(len(classes), dtype=np.int64)
     for ids in selection.row_ids():

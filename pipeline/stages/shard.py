@@ -26,7 +26,6 @@ from pipeline.artifacts.samples import REJECTS, Samples, index_name, index_schem
 from pipeline.modalities.modality import Modality, Problem, open_modality
 from pipeline.runtime.config import Resources
 from pipeline.sharding.listing import LISTING, list_partition, members_of, thin
-from pipeline.sharding.plan import Plan, make_plan
 from pipeline.sources.source import Source, open_source, settings_of
 from pipeline.splits import HELD_OUT, POOL, QUERY
 from pipeline.stages.config import ShardConfig
@@ -52,6 +51,8 @@ class Shard(Stage):
         return {"source": settings_of(self.source), **self.config.fingerprint_fields()}
 
     def make(self, context: StageContext) -> StageOutput:
+        from pipeline.sharding.plan import Plan, make_plan
+
         source, scratch = open_source(self.source), context.scratch
         partitions = self._partitions(context, source)
         listed = context.parts(

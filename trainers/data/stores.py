@@ -3,12 +3,12 @@
 import errno
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from fsspec.core import url_to_fs
-from fsspec.spec import AbstractFileSystem
+from typing import TYPE_CHECKING, NamedTuple
 
 from curation.base.errors import DataError
+
+if TYPE_CHECKING:
+    from fsspec.spec import AbstractFileSystem
 
 
 class Range(NamedTuple):
@@ -74,8 +74,10 @@ def missing(places: Sequence[str]) -> list[str]:
     return absent
 
 
-def _open_store(url: str) -> tuple[AbstractFileSystem, str]:
+def _open_store(url: str) -> tuple["AbstractFileSystem", str]:
     """The file system of a URL, and the path in it. Raises DataError if no installed library reads such URLs."""
+    from fsspec.core import url_to_fs
+
     try:
         return url_to_fs(url)
     except (ImportError, ValueError, TypeError) as error:
