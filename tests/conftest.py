@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from pipeline.runtime.console import Console
 from pipeline.runtime.inline import InlineExecutor
 from pipeline.runtime.ray_executor import RayExecutor
 from tests.helpers import TINY, words, write_images
+
+# Nothing is timed: machines are shared.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

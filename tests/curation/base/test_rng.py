@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.base import rng
@@ -43,7 +43,6 @@ def test_keys_tell_words_from_numbers_and_order() -> None:
     assert len({rng.key(1, 2), rng.key(2, 1), rng.key("1", 2), rng.key(12), rng.key("12"), rng.key(1, "2")}) == 6
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
 def test_permute_is_a_permutation_position_by_position(size: int, rng_key: int) -> None:
     whole = rng.permute(rng_key, np.arange(size), size)
@@ -62,7 +61,6 @@ def test_permute_refuses_positions_outside() -> None:
         rng.permute(0, np.array([5]), 5)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 100), st.integers(0, 50), st.integers(0, 2**63))
 def test_a_row_has_the_same_ticket_in_any_range(first: int, num: int, rng_key: int) -> None:
     whole = rng.tickets(rng_key, 0, 200)

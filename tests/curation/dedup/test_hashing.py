@@ -38,7 +38,7 @@ def test_alike_images_have_alike_hashes_and_others_do_not() -> None:
 
 
 @pytest.mark.parametrize("max_bits", [0, 3, 4, 7, 8])
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10**6))
 def test_every_pair_of_hashes_within_the_radius_is_found_once(max_bits: int, seed: int) -> None:
     draws = np.random.default_rng(seed)

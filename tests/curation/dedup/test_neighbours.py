@@ -38,7 +38,7 @@ def brute_force(rows: np.ndarray, radius: float) -> dict[tuple[int, int], float]
     return {(i, j): squared[i, j] for i, j in zip(*np.nonzero(np.triu(squared <= radius**2, 1)), strict=True)}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 300), st.integers(1, 40), st.integers(1, 6), st.floats(0.05, 1.5), st.integers(0, 10**6))
 def test_every_pair_within_the_radius_is_found_once(num: int, clusters: int, dim: int, radius: float, seed: int) -> None:
     rows = np.random.default_rng(seed).standard_normal((num, dim)).astype(np.float32)

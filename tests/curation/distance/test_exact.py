@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from curation.distance.exact import for_products
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 3000), st.integers(-30, 30), st.integers(0, 1000))
 def test_products_are_the_same_in_any_order(dim: int, scale: int, seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
@@ -16,7 +16,7 @@ def test_products_are_the_same_in_any_order(dim: int, scale: int, seed: int) -> 
     assert np.array_equal((vectors @ vectors.T).numpy(), backwards)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 3000), st.integers(-30, 30), st.integers(0, 1000))
 def test_little_is_rounded_away(dim: int, scale: int, seed: int) -> None:
     vectors = torch.randn(4, dim, generator=torch.Generator().manual_seed(seed)).double() * 2.0**scale

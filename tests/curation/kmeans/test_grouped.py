@@ -44,7 +44,7 @@ def test_centroids_are_the_means_of_their_rows() -> None:
         assert torch.allclose(rows[result.label == cluster].mean(0), result.centroids[cluster], atol=1e-3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=12),
     st.integers(0, 10**6),

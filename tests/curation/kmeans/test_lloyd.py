@@ -73,7 +73,7 @@ def test_far_from_the_origin_nothing_cancels() -> None:
     assert far.inertia[-1] == pytest.approx(near.inertia[-1], rel=0.01)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 3), st.integers(1, 12), st.integers(0, 10**6))
 def test_any_data_gives_nonempty_clusters_and_falling_inertia(
     num: int, clusters: int, dim: int, distinct: int, seed: int
@@ -132,7 +132,7 @@ def test_the_cut_into_blocks_does_not_matter() -> None:
         assert np.array_equal(first.centroids, other.centroids)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(20, 400), st.integers(1, 30), st.integers(1, 12), st.booleans(), st.integers(0, 10**6))
 def test_the_order_of_rows_does_not_matter(num: int, clusters: int, dim: int, weighted: bool, seed: int) -> None:
     draws = np.random.default_rng(seed)

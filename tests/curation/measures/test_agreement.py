@@ -116,7 +116,7 @@ def literal_churn(first: np.ndarray, second: np.ndarray) -> float:
     return 1 - stay / len(first)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(two_clusterings(rows=12, clusters=4))
 def test_churn_is_the_least_over_all_matchings(labels: tuple[np.ndarray, np.ndarray]) -> None:
     assert churn(contingency(*labels)) == pytest.approx(literal_churn(*labels))

@@ -1,7 +1,7 @@
 from fractions import Fraction
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.sampling.allocation import apportion, water_fill
@@ -12,7 +12,6 @@ def literal_water_fill(sizes: np.ndarray, target: int) -> int:
     return max(c for c in range(int(sizes.max()) + 1) if np.minimum(sizes, c).sum() <= target)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_size=1, max_size=6), st.data())
 def test_water_filling_is_that_of_the_paper_in_every_group(groups: list[list[int]], data: st.DataObject) -> None:
     targets = [data.draw(st.integers(0, sum(sizes))) for sizes in groups]
@@ -27,7 +26,6 @@ def test_water_filling_is_that_of_the_paper_in_every_group(groups: list[list[int
         assert set(np.unique(extra)) <= {0, 1}
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 30)), min_size=1, max_size=12), st.integers(0, 200))
 def test_apportioned_amounts_fit_and_add_up(groups: list[tuple[int, int]], total: int) -> None:
     shares, sizes = np.array(groups).T
@@ -43,7 +41,6 @@ def test_apportioned_amounts_fit_and_add_up(groups: list[tuple[int, int]], total
             assert (np.abs(amounts - exact) < 1).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(0, 300))
 def test_largest_remainders_get_what_rounding_down_leaves(shares: list[int], total: int) -> None:
     exact = [Fraction(total * share, sum(shares)) for share in shares]

@@ -27,7 +27,7 @@ def random(tree: ClusterHierarchy, budget: int, *, rng_key: int) -> Selection:
     return select(RandomConfig(budget=budget), Pool(hierarchy=tree), rng_key=rng_key)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(10, 200), st.integers(1, 250), st.integers(0, 100))
 def test_the_budget_is_met_exactly_without_repeating_a_row(num: int, budget: int, seed: int) -> None:
     tree = hierarchy(num)
@@ -39,7 +39,7 @@ def test_the_budget_is_met_exactly_without_repeating_a_row(num: int, budget: int
         assert (selection.repeats == 1).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(10, 200),
     st.integers(1, 900),

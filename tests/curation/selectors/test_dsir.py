@@ -56,7 +56,7 @@ def test_punctuation_is_a_word_of_its_own() -> None:
     assert len(buckets("The sky, blue!")) == 5 + 4
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(WORDS, min_size=1, max_size=8), st.lists(WORDS, min_size=1, max_size=12), st.integers(1, 14), st.integers(0, 99)
 )
@@ -71,7 +71,7 @@ def test_texts_are_drawn_by_importance_with_gumbel_noise(target: list[str], raw:
     assert select(enumerate(raw), ratio, budget, rng_key=seed).tolist() == expected.tolist()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(WORDS, min_size=1, max_size=40), st.integers(1, 50), st.randoms(use_true_random=False))
 def test_the_order_of_texts_does_not_matter(texts: list[str], budget: int, shuffler: random.Random) -> None:
     ratio = np.random.default_rng(0).normal(0, 1, BUCKETS)

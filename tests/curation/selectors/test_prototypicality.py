@@ -10,7 +10,7 @@ from curation.selectors.selection import Pool
 from tests.curation.selectors.helpers import check_promises, hierarchy, one_cluster, promises
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @promises
 def test_promises(kind: str, num: int, seed: int, budget: int) -> None:
     check_promises(PrototypicalityConfig(budget=budget), kind, num, seed)

@@ -19,7 +19,7 @@ def queries_of(num: int, seed: int = 0) -> ArraySource:
     return ArraySource(np.random.default_rng(seed).normal(1, 2, (num, 3)).astype(np.float32))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @promises
 def test_promises(kind: str, num: int, seed: int, budget: int) -> None:
     check_promises(RetrievalConfig(budget=budget), kind, num, seed, queries=queries_of(5, seed))
@@ -35,7 +35,7 @@ def literal(rows: np.ndarray, queries: np.ndarray, available: np.ndarray, budget
     return sorted(row for _, _, row in sorted(best.values())[:budget])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 70), st.integers(1, 12), st.integers(1, 80), st.booleans(), st.integers(0, 1000))
 def test_every_query_gets_its_next_nearest_in_turn(num: int, asked: int, budget: int, whole: bool, seed: int) -> None:
     draws = np.random.default_rng(seed)

@@ -17,7 +17,7 @@ from curation.selectors.selection import Pool
 from tests.curation.selectors.helpers import check_promises, example_pool, hierarchy, promises
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @promises
 def test_promises(kind: str, num: int, seed: int, budget: int) -> None:
     check_promises(SasConfig(budget=budget), kind, num, seed)
@@ -34,7 +34,7 @@ def objective(similar: np.ndarray, chosen: set[int]) -> float:
     return sum(similar[i, j] for i in range(len(similar)) if i not in chosen for j in chosen)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 25), st.sampled_from(["normal", "copies", "zeros"]), st.data())
 def test_every_pick_raises_the_objective_most(num: int, kind: str, data: st.DataObject) -> None:
     draws = np.random.default_rng(data.draw(st.integers(0, 1000)))
@@ -56,7 +56,7 @@ def test_every_pick_raises_the_objective_most(num: int, kind: str, data: st.Data
         chosen.add(pick)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(2, 9), st.integers(0, 1000), st.data())
 def test_greedy_is_near_the_optimum_of_small_sets(num: int, seed: int, data: st.DataObject) -> None:
     budget = data.draw(st.integers(1, num // 2))

@@ -12,7 +12,7 @@ from curation.selectors.sensitivity import chances, fixed_size
 from tests.curation.selectors.helpers import check_promises, hierarchy, promises
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @promises
 def test_promises(kind: str, num: int, seed: int, budget: int) -> None:
     check_promises(SensitivityConfig(budget=budget), kind, num, seed)
@@ -29,7 +29,6 @@ def literal_chances(mass: np.ndarray, num: int) -> np.ndarray:
     return np.minimum(1, high * mass)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=30), st.data())
 def test_chances_are_in_proportion_to_mass_up_to_one(mass: list[float], data: st.DataObject) -> None:
     num = data.draw(st.integers(0, len(mass)))
@@ -60,7 +59,7 @@ def test_every_place_is_drawn_with_its_chance() -> None:
     assert pairs > 0
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 20000), st.integers(0, 3), st.integers(0, 100))
 def test_chances_near_one_draw_no_place_twice(num: int, fewer: int, seed: int) -> None:
     chance = chances(np.random.default_rng(seed).choice([1, 1 + 1e-15, 0.1], num), max(num - fewer, 0))

@@ -15,7 +15,7 @@ from curation.selectors.typicality import neighbour_distance
 from tests.curation.selectors.helpers import check_promises, example_pool, hierarchy, one_cluster, promises
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @promises
 def test_promises(kind: str, num: int, seed: int, budget: int) -> None:
     check_promises(TypicalityConfig(budget=budget), kind, num, seed)
@@ -30,7 +30,7 @@ def literal_distance(points: np.ndarray, num: int) -> list[float]:
     return result
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 40), st.integers(1, 6), st.booleans(), st.data())
 def test_the_distance_is_that_of_the_paper(num: int, dim: int, copies: bool, data: st.DataObject) -> None:
     neighbours, seed = data.draw(st.integers(1, num - 1)), data.draw(st.integers(0, 1000))

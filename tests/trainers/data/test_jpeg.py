@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -39,7 +39,6 @@ def wanted(draw: st.DrawFn) -> tuple[str, tuple[int, int], int, tuple[int, int, 
     return kind, (height, width), intervals, (top, left, draw(st.integers(1, height - top)), draw(st.integers(1, width - left)))
 
 
-@settings(deadline=None)
 @example(("4:2:2", (1, 17), 2, (0, 0, 1, 5)), 4)
 @example(("4:2:0", (64, 20), 2, (0, 19, 9, 1)), 1)
 @given(wanted(), st.sampled_from([1, 2, 4, 8]))
@@ -96,7 +95,6 @@ def test_most_of_an_image_is_taken_whole() -> None:
     assert region(encode(noise(64, 64), "4:4:4", restart_marker_blocks=1), (1, 1, 60, 60)) is None
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_damaged_files_give_a_window_or_a_reason(data: st.DataObject) -> None:
     content = bytearray(encode(noise(70, 60), "4:2:0", restart_marker_blocks=1))

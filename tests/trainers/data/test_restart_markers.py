@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -57,7 +57,6 @@ def coded_data(content: bytes) -> bytes:
     return content[found.data :]
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 130), st.integers(1, 130), st.sampled_from(sorted(COLUMNS)), st.integers(0, 9), st.sampled_from([30, 90, 99])
 )
@@ -71,7 +70,6 @@ def test_intervals_are_coded_as_libjpeg_codes_them(height: int, width: int, kind
     assert coded_data(marked) == coded_data(encode(height, width, kind, quality=quality, restart_marker_blocks=interval))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 130), st.integers(1, 130), st.sampled_from(sorted(COLUMNS)), st.booleans())
 def test_no_pixel_changes_where_files_have_tables_of_their_own(height: int, width: int, kind: str, smooth: bool) -> None:
     content = encode(height, width, kind, optimize=True, smooth=smooth)
@@ -173,7 +171,6 @@ def test_a_file_that_has_few_bytes_for_an_interval_gets_fewer_of_them(monkeypatc
     assert intervals == [32, 32 // 8]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_damaged_files_keep_their_pixels_if_they_have_any(data: st.DataObject) -> None:
     content = bytearray(encode(40, 50, optimize=True, restart_marker_blocks=data.draw(st.integers(0, 5))))

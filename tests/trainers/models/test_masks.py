@@ -23,7 +23,7 @@ def test_hidden_patches_are_as_many_as_drawn_and_in_the_order_of_samples(ratio: 
 
 
 def test_masks_belong_to_positions_and_come_in_blocks() -> None:
-    options = {"grid": (14, 14), "probability": 1.0, "ratio": (0.3, 0.4), "stream": 3, "device": CPU}
+    options = {"grid": (14, 14), "probability": 1.0, "ratio": (0.3, 0.4), "rng_key": 3, "device": CPU}
     whole = block_mask(np.arange(8), **options)  # type: ignore[arg-type]
     some = block_mask(np.array([1, 5]), **options)  # type: ignore[arg-type]
     crops = whole.hidden.view(2, 8, 196)
